@@ -1,0 +1,64 @@
+"""hf_lifealign keeps a language model aligned through a whole life of preference tasks.
+
+The public API is what ``__all__`` names. Names are loaded when they are first touched (PEP 562), so that
+``import hf_lifealign`` itself costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that holds it
+_EXPORTS = {
+    "FPOConfig": "hf_lifealign.fpo.config",
+    "FPOTrainer": "hf_lifealign.fpo.trainer",
+    "focal_preference_loss": "hf_lifealign.fpo.loss",
+    "focal_weight": "hf_lifealign.fpo.loss",
+    "SLMCConfig": "hf_lifealign.slmc",
+    "SLMCModel": "hf_lifealign.slmc",
+    "ConsolidationCallback": "hf_lifealign.slmc",
+    "ConsolidationReport": "hf_lifealign.slmc",
+    "ConsolidationVetoed": "hf_lifealign.slmc",
+    "load_adapter": "hf_lifealign.slmc",
+    "Task": "hf_lifealign.stream",
+    "TaskStream": "hf_lifealign.stream",
+    "LifelongConfig": "hf_lifealign.lifelong",
+    "LifelongTrainer": "hf_lifealign.lifelong",
+    "Strategy": "hf_lifealign.strategies",
+    "load_metric": "hf_lifealign.metrics",
+    "metric_path": "hf_lifealign.metrics",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+if TYPE_CHECKING:
+    from hf_lifealign.fpo.config import FPOConfig as FPOConfig
+    from hf_lifealign.fpo.loss import focal_preference_loss as focal_preference_loss
+    from hf_lifealign.fpo.loss import focal_weight as focal_weight
+    from hf_lifealign.fpo.trainer import FPOTrainer as FPOTrainer
+    from hf_lifealign.lifelong import LifelongConfig as LifelongConfig
+    from hf_lifealign.lifelong import LifelongTrainer as LifelongTrainer
+    from hf_lifealign.metrics import load_metric as load_metric
+    from hf_lifealign.metrics import metric_path as metric_path
+    from hf_lifealign.slmc import ConsolidationCallback as ConsolidationCallback
+    from hf_lifealign.slmc import ConsolidationReport as ConsolidationReport
+    from hf_lifealign.slmc import ConsolidationVetoed as ConsolidationVetoed
+    from hf_lifealign.slmc import SLMCConfig as SLMCConfig
+    from hf_lifealign.slmc import SLMCModel as SLMCModel
+    from hf_lifealign.slmc import load_adapter as load_adapter
+    from hf_lifealign.strategies import Strategy as Strategy
+    from hf_lifealign.stream import Task as Task
+    from hf_lifealign.stream import TaskStream as TaskStream
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
