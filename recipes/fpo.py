@@ -45,7 +45,7 @@ def main(
         "trust_remote_code": training_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
+        **(training_args.model_init_kwargs or {}),  # type: ignore[dict-item]
     }
 
     if dataset_args.datasets:
@@ -75,5 +75,6 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = TrlParser((ScriptArguments, FPOConfig, ModelConfig, SLMCArguments, DatasetMixtureConfig))
+    groups = (ScriptArguments, FPOConfig, ModelConfig, SLMCArguments, DatasetMixtureConfig)
+    parser = TrlParser(groups)  # type: ignore[arg-type]
     main(*parser.parse_args_and_config())

@@ -1,0 +1,78 @@
+"""The adapter of a run: made once, restored from a saved state, saved without what must not be published."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, set_seed
+
+ADAPTER = "default"
+
+
+def create_adapter(base: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
+    """Wraps the base with a new, seeded adapter."""
+    set_seed(seed)
+    return get_peft_model(base, config)
+
+
+def restore_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> Any:
+    """Wraps the base with the adapter saved in `folder`, its memory included where it is SLMC.
+
+    Raises:
+        FileNotFoundError: if the folder has no `adapter_model.safetensors`.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"The saved state {folder} has no adapter_model.safetensors. It was removed or damaged since the run wrote "
+            "it. Restore it, or start again in a new output_dir."
+        )
+    if config.peft_type == "SLMC":
+        from hf_lifealign.slmc import load_adapter
+
+        return load_adapter(base, str(folder), is_trainable=True)
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Saves the adapter "default" alone, and checks that it is there, whole and finite.
+
+    Raises:
+        ValueError: if a tensor is missing, empty, or not finite; nothing should be published then.
+    """
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
+    # PEFT writes a blank model card
+    (folder / "README.md").unlink(missing_ok=True)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if not tensors:
+        raise ValueError(f"The adapter that was saved to {folder} holds no tensor. The run stops before publishing it.")
+    for name, tensor in tensors.items():
+        if tensor.numel() == 0 or not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"The tensor {name} of the adapter is {'empty' if tensor.numel() == 0 else 'not finite'}. Training has "
+                "diverged or the parameters are sharded; the run stops before publishing it. Lower the learning rate."
+            )
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """Copies a saved adapter, memory included."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+@contextmanager
+def untouched_forward(model: Any) -> Iterator[None]:
+    """Takes back what trainers put in front of `forward` (fused LM head, autocast), so that it does not pile up."""
+    owners = [model, model.get_base_model()]
+    before = [owner.__dict__.get("forward") for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, forward in zip(owners, before, strict=True):
+            if forward is None:
+                owner.__dict__.pop("forward", None)
+            else:
+                owner.__dict__["forward"] = forward

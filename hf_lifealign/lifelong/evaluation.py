@@ -1,0 +1,122 @@
+"""What a model is measured on after each task: preference margins, generated answers, general perplexity."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import maybe_apply_chat_template
+
+from hf_lifealign.judges import Judge
+from hf_lifealign.lifelong.scoring import EncodedPair, score_pairs
+
+
+def preference_results(
+    policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]
+) -> dict[str, float]:
+    """Preference accuracy and mean margin of scored pairs.
+
+    A pair's margin is ``(logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)`` in nats. Accuracy is the share of
+    pairs with a positive margin; a margin of exactly 0, as every pair has under the untouched base, counts half.
+
+    Args:
+        policy, reference (`Sequence[tuple[float, float]]` of the same length, at least 1): log-probabilities of chosen
+            and rejected.
+    """
+    margins = [(c - rc) - (r - rr) for (c, r), (rc, rr) in zip(policy, reference, strict=True)]
+    wins = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+    return {"preference_accuracy": wins / len(margins), "margin": sum(margins) / len(margins)}
+
+
+def margin_results(
+    model: Any,
+    pairs: Sequence[EncodedPair],
+    reference: Sequence[tuple[float, float]],
+    pad_token_id: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """[`preference_results`] of the model as it stands; pairs without a completion left after the cut do not count.
+
+    Raises:
+        ValueError: if no pair has a completion left.
+    """
+    kept = [i for i, pair in enumerate(pairs) if not pair.is_empty]
+    if not kept:
+        raise ValueError(
+            "No test pair has a completion left within max_length: every prompt fills it alone. Raise max_length in "
+            "the training arguments."
+        )
+    scored = score_pairs(model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress)
+    return preference_results(scored, [reference[i] for i in kept])
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Greedy answers to prompts (strings, or lists of messages), batched with padding on the left."""
+    texts = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        else:
+            texts.append(maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"])
+    was_training, side = model.training, tokenizer.padding_side
+    model.eval()
+    tokenizer.padding_side = "left"
+    answers: list[str] = []
+    try:
+        for i in range(0, len(texts), batch_size):
+            batch = tokenizer(texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=False)
+            batch = batch.to(next(model.parameters()).device)
+            batch.pop("token_type_ids", None)
+            out = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+            new = out[:, batch["input_ids"].shape[1] :]
+            answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    finally:
+        tokenizer.padding_side = side
+        model.train(was_training)
+    return answers
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(message["content"] or "" for message in value)
+
+
+def judge_results(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset,
+    judges: Mapping[str, Judge],
+    max_new_tokens: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """Mean score of each judge over the model's answers to the rows' prompts.
+
+    Raises:
+        ValueError: if a judge gives another number of scores than it was given answers.
+    """
+    if not judges:
+        return {}
+    prompts = list(rows["prompt"])
+    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, batch_size)
+    references = [_text(chosen) for chosen in rows["chosen"]]
+    results = {}
+    for name, judge in judges.items():
+        scores = list(judge([_text(prompt) for prompt in prompts], answers, references))
+        if len(scores) != len(answers):
+            raise ValueError(
+                f"The judge {name!r} gave {len(scores)} scores for {len(answers)} answers. It has to give one for each."
+            )
+        results[name] = float(sum(scores) / len(scores))
+    return results
+
+
+def adapters_off(model: Any) -> Any:
+    """Context in which a PEFT model is the untouched base."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

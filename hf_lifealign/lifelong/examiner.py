@@ -1,0 +1,173 @@
+"""Evaluates a run after each task, and keeps every result in a file of its own so that none is computed twice."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from hf_lifealign._files import read_json, write_json
+from hf_lifealign._resources import resource_path
+from hf_lifealign.judges import Judge
+from hf_lifealign.lifelong.evaluation import adapters_off, generate_answers, judge_results, margin_results
+from hf_lifealign.lifelong.matrix import PERPLEXITY
+from hf_lifealign.lifelong.references import ReferenceStore
+from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, text_perplexity
+from hf_lifealign.strategies import JUDGES, load
+
+if TYPE_CHECKING:
+    from hf_lifealign.lifelong.trainer import LifelongTrainer
+
+_SAMPLES = "_samples"
+
+
+class Examiner:
+    """Evaluation of a run.
+
+    Args:
+        run ([`LifelongTrainer`]): the run.
+        judges (`Mapping[str, Callable]`): the user's judges by name; those that the run's settings name are added.
+
+    Raises:
+        ValueError: if a judge stands twice, takes a reserved name, or `args.metric` is not measured.
+    """
+
+    def __init__(self, run: "LifelongTrainer", judges: Mapping[str, Judge]) -> None:
+        self.run = run
+        self.judges: dict[str, Judge] = dict(judges)
+        for name in run.args.judges:
+            if name in self.judges:
+                raise ValueError(
+                    f"The judge {name!r} is named in the settings and passed as an object. Do one of both."
+                )
+            self.judges[name] = load(JUDGES, name)
+        measured = ["preference_accuracy", "margin", *self.judges]
+        if len(set(measured)) < len(measured):
+            raise ValueError("A judge may not be called 'preference_accuracy' or 'margin'. Give it another name.")
+        if run.args.metric not in measured:
+            raise ValueError(
+                f"You set metric={run.args.metric!r}. This run measures {measured}. Choose one of them, or add a judge "
+                "of that name."
+            )
+        self.store = ReferenceStore(run.is_main_process)
+        self._encoded: dict[str, list[EncodedPair]] = {}
+
+    # References
+
+    def _encode(self, rows: Dataset, key: str) -> list[EncodedPair]:
+        if key not in self._encoded:
+            args = self.run.training_args
+            mode = getattr(args, "truncation_mode", "keep_start")
+            self._encoded[key] = encode_pairs(rows, self.run.processing_class, getattr(args, "max_length", None), mode)
+        return self._encoded[key]
+
+    def reference(self, rows: Dataset, key: str, ld_alpha: float | None = None) -> list[tuple[float, float]]:
+        """Log-probabilities of rows under the untouched base, computed once per run.
+
+        Args:
+            rows (`datasets.Dataset`): preference rows.
+            key (`str`): their name in the run, `"<task>-train"`, say.
+            ld_alpha (`float`, *optional*): see [`~trl.DPOConfig`].
+        """
+        run = self.run
+        pairs = self._encode(rows, key)
+        words = (run.base_name, str(ld_alpha), str(run.args.eval_batch_size), str(run.model.dtype))
+
+        def compute() -> list[tuple[float, float]]:
+            run.progress.stage(f"reference · {key}")
+            with adapters_off(run.model):
+                return score_pairs(run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha)
+
+        task, _, split = key.rpartition("-")
+        return self.store.get(run.directory.reference(task or key, split), pairs, words, compute)
+
+    @property
+    def _pad(self) -> int:
+        return int(self.run.processing_class.pad_token_id or 0)
+
+    # Evaluation
+
+    def examine(self, index: int) -> None:
+        """Evaluates the model after task `index` on every task seen so far (or on all), and on general text."""
+        run = self.run
+        after = run.stream.names[index]
+        names = run.stream.names if run.args.evaluate_all_tasks else run.stream.names[: index + 1]
+        for name in names:
+            self._examine_task(after, name)
+        self._perplexity(after)
+
+    def examine_base(self) -> None:
+        """Evaluates the untouched base where that is asked for."""
+        run = self.run
+        with adapters_off(run.model):
+            if run.args.evaluate_all_tasks:
+                for name in run.stream.names:
+                    self._examine_task(None, name)
+            self._perplexity(None)
+            path = run.directory.evaluation(None, _SAMPLES)
+            if run.args.sample_prompts and not path.is_file():
+                self._write(path, {"answers": self._answers()})
+
+    def _examine_task(self, after: str | None, name: str) -> None:
+        run = self.run
+        path = run.directory.evaluation(after, name)
+        for strategy in run.strategies:
+            strategy.before_evaluation(run, name)
+        if not path.is_file():
+            run.progress.stage(f"after {after or 'nothing'} · evaluating {name}")
+            test = run.stream[name].load().test
+            pairs = self._encode(test, f"{name}-test")
+            reference = self.reference(test, f"{name}-test")
+            results = margin_results(
+                run.model, pairs, reference, self._pad, run.args.eval_batch_size, run.progress.advance
+            )
+            subset = test.select(range(min(len(test), run.args.judge_prompts)))
+            results |= judge_results(
+                run.model, run.processing_class, subset, self.judges, run.args.max_new_tokens, run.args.eval_batch_size
+            )
+            self._write(path, results)
+        results = read_json(path)
+        for strategy in run.strategies:
+            strategy.after_evaluation(run, name, results)
+
+    def _perplexity(self, after: str | None) -> None:
+        run = self.run
+        path = run.directory.evaluation(after, PERPLEXITY)
+        if run.args.general_text == "none" or path.is_file():
+            return
+        text = general_text(run.args.general_text)
+        value = text_perplexity(run.model, run.processing_class, text, batch_size=run.args.eval_batch_size)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        self._write(path, {"perplexity": value, "text_sha256": digest})
+
+    # Samples
+
+    def _answers(self) -> list[str]:
+        run = self.run
+        prompts = [[{"role": "user", "content": prompt}] for prompt in run.args.sample_prompts]
+        if run.processing_class.chat_template is None:
+            prompts = list(run.args.sample_prompts)  # type: ignore[arg-type]
+        return generate_answers(
+            run.model, run.processing_class, prompts, run.args.max_new_tokens, run.args.eval_batch_size
+        )
+
+    def sample_answers(self) -> None:
+        """Answers the sample prompts with the final policy, beside the base's answers."""
+        run = self.run
+        path = run.directory.root / "samples.json"
+        if not run.args.sample_prompts or path.is_file():
+            return
+        before = read_json(run.directory.evaluation(None, _SAMPLES))["answers"]
+        self._write(path, {"prompts": run.args.sample_prompts, "base": before, "after": self._answers()})
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        if self.run.is_main_process:
+            write_json(path, content)
+        self.run.distributed.wait_for_everyone()
+
+
+def general_text(choice: str) -> str:
+    """The text that `LifelongConfig.general_text` names."""
+    path = resource_path("recipes", "general_text.txt") if choice == "default" else Path(choice).expanduser()
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,34 @@
+"""What a lifelong run cannot do yet, said before anything is loaded."""
+
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+
+def refuse_sharded_training(*arguments: Any) -> None:
+    """Refuses ZeRO-3 and FSDP, under which a process holds only shards of the adapter.
+
+    Args:
+        arguments: TrainingArguments of the phases (`None` is skipped).
+
+    Raises:
+        ValueError: if one of them, or the launcher, asks for sharded parameters.
+    """
+    kind = None
+    if PartialState().distributed_type == DistributedType.FSDP:
+        kind = "FSDP"
+    for args in arguments:
+        if args is None:
+            continue
+        plugin = getattr(args, "deepspeed_plugin", None)
+        if plugin is not None and plugin.zero_stage == 3:
+            kind = "DeepSpeed ZeRO-3"
+        if getattr(args, "fsdp", None) or getattr(args, "fsdp_plugin_args", None):
+            kind = "FSDP"
+    if kind is not None:
+        raise ValueError(
+            f"You started a lifelong run under {kind}, where each process holds only shards of the adapter. "
+            "Consolidation and saving need it whole, and would work on empty tensors. Use DDP (plain `accelerate "
+            "launch`) or DeepSpeed ZeRO-1/2."
+        )

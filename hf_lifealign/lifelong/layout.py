@@ -1,0 +1,59 @@
+"""The folder of a run: where everything lies."""
+
+from pathlib import Path
+
+
+class RunDirectory:
+    """Names of everything in a run's folder.
+
+    ```
+    state.json  matrix.json  matrix.png  curves.png  report.md  samples.json
+    adapters/01-<task>/        the published state after each task
+    logs/01-<task>-<phase>.json
+    evaluation/after-01-<task>/<task>.json
+    reference/<task>-<split>.json   replay/01-<task>.json
+    work/                      checkpoints and phase snapshots of the task in progress
+    ```
+    """
+
+    def __init__(self, root: str | Path, tasks: list[str]) -> None:
+        self.root = Path(root)
+        self.tasks = tasks
+
+    def label(self, task: str) -> str:
+        """`01-<task>`: position and name of a task."""
+        return f"{self.tasks.index(task) + 1:02d}-{task}"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def matrix(self) -> Path:
+        return self.root / "matrix.json"
+
+    def adapter(self, task: str) -> Path:
+        """Folder of the adapter as it stands after `task`."""
+        return self.root / "adapters" / self.label(task)
+
+    def work(self, task: str, phase: str) -> Path:
+        """Output folder of the trainer of a phase."""
+        return self.root / "work" / self.label(task) / phase
+
+    def snapshot(self, task: str, phase: str) -> Path:
+        """Folder of the adapter as it stands after a phase; it is there only when the phase is over."""
+        return self.root / "work" / self.label(task) / f"after-{phase}"
+
+    def logs(self, task: str, phase: str) -> Path:
+        return self.root / "logs" / f"{self.label(task)}-{phase}.json"
+
+    def evaluation(self, after: str | None, task: str) -> Path:
+        """Result on `task` after training through `after` (`None`: the untouched base)."""
+        stage = "base" if after is None else f"after-{self.label(after)}"
+        return self.root / "evaluation" / stage / f"{task}.json"
+
+    def reference(self, task: str, split: str) -> Path:
+        return self.root / "reference" / f"{task}-{split}.json"
+
+    def replay(self, task: str) -> Path:
+        return self.root / "replay" / f"{self.label(task)}.json"

@@ -1,0 +1,106 @@
+"""One phase of one task: its arguments, its rows, its trainer, and the checkpoint it may go on from."""
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+from trl import DPOTrainer, SFTTrainer
+
+from hf_lifealign._files import remove_folder, write_json
+from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
+from hf_lifealign.strategies import WARM_START, Phase
+
+_SEAL = "sealed.json"
+REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
+
+
+def phase_seed(seed: int, phase: Phase) -> int:
+    """Seed of a phase: depends on the run's seed and the names alone, not on what ran before in this process."""
+    digest = hashlib.sha256(f"{seed}/{phase.task}/{phase.name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") % (2**31)
+
+
+def phase_arguments(
+    template: TrainingArguments, phase: Phase, output_dir: Path, seed: int, checkpoint_steps: int
+) -> TrainingArguments:
+    """The user's arguments with what a lifelong run decides itself: folder, seed, checkpoints, reporting."""
+    args = copy.deepcopy(template)
+    args.output_dir = str(output_dir)
+    args.seed = phase_seed(seed, phase)
+    args.data_seed = None
+    args.save_strategy = SaveStrategy.STEPS
+    args.save_steps = checkpoint_steps
+    args.save_total_limit = 2
+    args.load_best_model_at_end = False
+    args.eval_strategy = type(args.eval_strategy)("no")
+    args.push_to_hub = False
+    args.report_to = []
+    args.resume_from_checkpoint = None
+    return args
+
+
+def warm_start_rows(rows: Dataset) -> Dataset:
+    """Prompt-completion rows from preference rows: the chosen answers."""
+    dropped = [name for name in ("rejected", *REFERENCE_COLUMNS) if name in rows.column_names]
+    return rows.remove_columns(dropped).rename_column("chosen", "completion")
+
+
+class CheckpointSeal(TrainerCallback):
+    """Marks a checkpoint as complete, once everything of it is on disk."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            write_json(folder / _SEAL, {"global_step": state.global_step})
+
+
+def latest_checkpoint(output_dir: Path, is_main_process: bool) -> str | None:
+    """The newest complete checkpoint; incomplete ones, left by a kill while saving, are removed."""
+    complete: dict[int, Path] = {}
+    for folder in output_dir.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if (folder / _SEAL).is_file() and step.isdigit():
+            complete[int(step)] = folder
+        elif is_main_process:
+            remove_folder(folder)
+    return str(complete[max(complete)]) if complete else None
+
+
+def with_extra_loss(trainer_class: type[Trainer]) -> type[Trainer]:
+    """The trainer class with the seam for extra losses, which FPOTrainer has already."""
+    if issubclass(trainer_class, ExtraLossMixin):
+        return trainer_class
+    return type(trainer_class.__name__, (ExtraLossMixin, trainer_class), {"__module__": trainer_class.__module__})
+
+
+def build_trainer(
+    phase: Phase,
+    model: Any,
+    args: TrainingArguments,
+    rows: Dataset,
+    processing_class: Any,
+    trainer_class: type[Trainer],
+    callbacks: Sequence[TrainerCallback],
+    extra_losses: Sequence[ExtraLoss],
+) -> Trainer:
+    """The trainer of a phase: SFTTrainer for the warm start, the user's class for the preferences."""
+    cls: type[Trainer] = trainer_class
+    if phase.name == WARM_START:
+        cls, rows = SFTTrainer, warm_start_rows(rows)
+    elif set(REFERENCE_COLUMNS) <= set(rows.column_names) and issubclass(cls, DPOTrainer):
+        args.precompute_ref_log_probs = True  # type: ignore[attr-defined]
+    if extra_losses:
+        cls = with_extra_loss(cls)
+    kwargs: dict[str, Any] = {"model": model, "args": args, "train_dataset": rows, "callbacks": list(callbacks)}
+    trainer = cls(processing_class=processing_class, **kwargs)
+    if isinstance(trainer, ExtraLossMixin):
+        trainer.extra_losses = tuple(extra_losses)
+    trainer.add_callback(CheckpointSeal())
+    # Without its bar a trainer prints every log; the run keeps them in files, and has a bar of its own.
+    trainer.remove_callback(PrinterCallback)
+    return trainer

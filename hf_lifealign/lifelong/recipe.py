@@ -1,0 +1,243 @@
+"""A lifelong run from a YAML recipe: every key is checked before anything is loaded."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_KEYS = {
+    "model": "Hub id, local folder or embedded:NAME",
+    "model_init_kwargs": "keyword arguments for from_pretrained",
+    "output_dir": "folder of the run",
+    "tasks": "list of tasks: name, train, test, ...",
+    "adapter": "type (slmc, lora, ...) and the fields of its configuration",
+    "trainer": "fpo, dpo, or module:Class",
+    "training": "arguments of the preference phase",
+    "warm_start": "arguments of the SFT warm start; leave out for none",
+    "strategies": "list of strategies",
+    "strategy": "one strategy",
+    "run": "fields of LifelongConfig",
+}
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        path (`str` or `Path`): YAML file.
+        overrides (`Sequence[str]`): `"key.sub=value"` each; the value is YAML.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a mapping of known keys, or an override cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no recipe {path}. Give the path of a YAML file, e.g. recipes/quickstart.yaml."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"The recipe {path} holds a {type(content).__name__}. It has to be a mapping with {list(_KEYS)}."
+        )
+    for override in overrides:
+        _apply(content, override)
+    _refuse_unknown(content, _KEYS, f"the recipe {path.name}")
+    for key in ("model", "tasks"):
+        if key not in content:
+            raise ValueError(f"The recipe {path} lacks {key!r} ({_KEYS[key]}).")
+    if "strategy" in content and "strategies" in content:
+        raise ValueError(
+            f"The recipe {path} sets both 'strategy' and 'strategies'. Put all of them under 'strategies'."
+        )
+    return content
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise ValueError(
+            f"You gave --set {override!r}. It has to read key.sub=value, e.g. training.learning_rate=1e-4."
+        )
+    *parents, last = name.strip().split(".")
+    for parent in parents:
+        if content.get(parent) is None:
+            content[parent] = {}
+        content = content[parent]
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"You gave --set {override!r}. {parent!r} holds no mapping in which {last!r} could be set."
+            )
+    content[last] = _number(yaml.safe_load(value))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes `1e-4` for a string; people mean a number."""
+    if isinstance(value, dict):
+        return {key: _number(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"You set {key!r} in {where}. There is no such setting.{hint} Known are: {sorted(known)}.")
+
+
+def _build(cls: Any, options: dict[str, Any] | None, where: str, **fixed: Any) -> Any:
+    options = _number(options or {})
+    _refuse_unknown(options, [f.name for f in fields(cls) if f.init and f.name not in fixed], where)
+    return cls(**fixed, **options)
+
+
+def build_adapter(options: dict[str, Any] | None) -> Any:
+    """The adapter configuration of a recipe: `{"type": "slmc", "r": 16, ...}`.
+
+    Raises:
+        ValueError: for an unknown type or field.
+    """
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
+
+    options = dict(options or {"target_modules": "all-linear"})
+    kind = str(options.pop("type", "slmc")).upper()
+    types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
+    if kind not in types:
+        _refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
+    options.setdefault("task_type", "CAUSAL_LM")
+    return _build(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])], options, "adapter")
+
+
+def trainer_class(name: str) -> Any:
+    """`"fpo"`, `"dpo"` or `"module:Class"`.
+
+    Raises:
+        ValueError: if there is no such trainer.
+    """
+    from hf_lifealign.lifelong.trainer import TRAINERS
+
+    if name in TRAINERS:
+        return TRAINERS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"You set trainer: {name!r}. Use one of {sorted(TRAINERS)}, or module:Class for one of your own."
+        )
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"You set trainer: {name!r}, which cannot be imported: {error}") from error
+
+
+def build_run(recipe: dict[str, Any], base_dir: Path, output_dir: str | None = None) -> Any:
+    """The [`LifelongTrainer`] that a recipe describes.
+
+    Args:
+        recipe (`dict`): content of the recipe.
+        base_dir (`Path`): folder against which relative paths of data are resolved first.
+        output_dir (`str`, *optional*): takes the place of the recipe's.
+    """
+    from trl import DPOConfig, SFTConfig
+
+    from hf_lifealign.fpo import FPOConfig, FPOTrainer
+    from hf_lifealign.lifelong.config import LifelongConfig
+    from hf_lifealign.lifelong.trainer import LifelongTrainer
+    from hf_lifealign.stream import TaskStream
+
+    folder = output_dir or recipe.get("output_dir")
+    if not folder:
+        raise ValueError("The recipe sets no output_dir. Set it there, or give --output-dir.")
+    strategies = recipe.get("strategies")
+    if "strategy" in recipe:
+        strategies = [recipe["strategy"]]
+    config = _build(LifelongConfig, recipe.get("run"), "run", output_dir=str(folder), strategies=_number(strategies))
+    cls = trainer_class(str(recipe.get("trainer", "fpo")))
+    args_class = FPOConfig if issubclass(cls, FPOTrainer) else getattr(cls, "args_class", DPOConfig)
+    warm = recipe.get("warm_start")
+    return LifelongTrainer(
+        model=recipe["model"],
+        args=config,
+        stream=TaskStream.from_config(recipe["tasks"], base_dir),
+        trainer_class=cls,
+        training_args=_build(args_class, recipe.get("training"), "training", output_dir="unused"),
+        warm_start_args=None if warm is None else _build(SFTConfig, warm, "warm_start", output_dir="unused"),
+        peft_config=build_adapter(recipe.get("adapter")),
+        model_init_kwargs=recipe.get("model_init_kwargs"),
+    )
+
+
+def run_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    output_dir: str | None = None,
+    data_dir: str | None = None,
+    resume: bool = True,
+) -> int:
+    """Runs a recipe to its end and prints what came of it.
+
+    Args:
+        path (`str` or `Path`): YAML file.
+        overrides (`Sequence[str]`): see [`read_recipe`].
+        output_dir (`str`, *optional*): folder of the run.
+        data_dir (`str`, *optional*): folder against which relative paths of data are resolved; the recipe's own by
+            default.
+        resume (`bool`): whether a run that lies in the folder is gone on with.
+
+    Returns:
+        `int`: 0.
+
+    Raises:
+        ValueError: if something is set wrong, or a run lies in the folder and `resume` is false.
+    """
+    recipe = read_recipe(path, overrides)
+    run = build_run(recipe, Path(data_dir) if data_dir else Path(path).resolve().parent, output_dir)
+    if not resume and run.directory.state.exists():
+        raise ValueError(
+            f"You gave --no-resume, and there is a run in {run.directory.root} already. Remove it, or choose another "
+            "--output-dir."
+        )
+    if run.is_main_process:
+        for line in str(run.stream_report).splitlines():
+            print(line)
+    matrix = run.train()
+    if run.is_main_process:
+        print_result(run.directory.root, matrix)
+    return 0
+
+
+def print_result(root: Path, matrix: dict[str, Any]) -> None:
+    """Prints the matrix, the metrics, where the pictures lie, and a sample answer before and after."""
+    from hf_lifealign._files import read_json
+    from hf_lifealign.report import matrix_table
+
+    print()
+    print(matrix_table(matrix))
+    samples = root / "samples.json"
+    if samples.is_file():
+        content = read_json(samples)
+        print(f"\nAsked:  {content['prompts'][0]}")
+        print(f"Before: {content['base'][0]}")
+        print(f"After:  {content['after'][0]}")
+    print(f"\nPictures: {root / 'matrix.png'}, {root / 'curves.png'}")
+    print(f"Report:   {root / 'report.md'}")
+    print(f"Adapters: {root / 'adapters'}")

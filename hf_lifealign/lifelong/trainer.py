@@ -1,0 +1,438 @@
+"""LifelongTrainer: trains a stream of preference tasks one after another, and keeps what was learnt."""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from peft import PeftConfig
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig
+from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+from hf_lifealign._files import read_json, remove_folder, write_folder, write_json
+from hf_lifealign.fpo import FPOConfig, FPOTrainer
+from hf_lifealign.fpo.reference import drop_reference_adapter
+from hf_lifealign.judges import Judge
+from hf_lifealign.lifelong.adapters import (
+    copy_adapter,
+    create_adapter,
+    restore_adapter,
+    save_adapter,
+    untouched_forward,
+)
+from hf_lifealign.lifelong.config import LifelongConfig
+from hf_lifealign.lifelong.examiner import Examiner
+from hf_lifealign.lifelong.guards import refuse_sharded_training
+from hf_lifealign.lifelong.layout import RunDirectory
+from hf_lifealign.lifelong.matrix import build_matrix
+from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments
+from hf_lifealign.lifelong.progress import TRAINED_PAIR, WARM_STARTED_PAIR, RunProgress, StepProgress
+from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
+from hf_lifealign.lifelong.state import RunState, adapter_settings, changed_arguments, plain
+from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
+from hf_lifealign.models import resolve_model
+from hf_lifealign.report import write_adapter_card, write_report
+from hf_lifealign.strategies import PREFERENCE, WARM_START, Phase, Strategy, brings_extra_loss, resolve_strategies
+from hf_lifealign.stream import TaskStream, fingerprint
+
+
+class LifelongTrainer:
+    r"""
+    Trains a stream of preference tasks in order: for each an optional warm start (SFT on the chosen answers), the
+    preference phase, consolidation, evaluation on every task seen so far, and a saved adapter that loads anywhere.
+
+    The run lives in `args.output_dir`. Killed at any instant and started again with the same arguments, it goes on
+    from its last checkpoint and ends with the same adapters and the same matrix.
+
+    Example:
+
+    ```python
+    >>> from hf_lifealign import FPOConfig, LifelongConfig, LifelongTrainer, SLMCConfig, TaskStream
+
+    >>> tasks = [{"name": n, "train": f"{n}/train.jsonl", "test": f"{n}/test.jsonl"} for n in ("helpful", "harmless")]
+    >>> trainer = LifelongTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B-Instruct",
+    ...     args=LifelongConfig("runs/assistant"),
+    ...     stream=TaskStream.from_config(tasks),
+    ...     training_args=FPOConfig("unused", learning_rate=1e-4),
+    ...     peft_config=SLMCConfig(r=16, target_modules="all-linear"),
+    ... )
+    >>> matrix = trainer.train()
+    ```
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The base: a Hub id, a local folder, `"embedded:smollm2-135m"`, or a model without adapters.
+        args ([`LifelongConfig`]):
+            Settings of the run.
+        stream ([`TaskStream`]):
+            The tasks.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; that of the model by default.
+        trainer_class (`type`, *optional*, defaults to [`FPOTrainer`]):
+            Trainer of the preference phase: [`FPOTrainer`], [`~trl.DPOTrainer`], or any that takes TRL's arguments
+            and preference rows.
+        training_args ([`~trl.DPOConfig`], *optional*):
+            Its arguments; an [`FPOConfig`] with defaults for [`FPOTrainer`]. Folder, seed, checkpoints and reporting
+            are decided by the run.
+        warm_start_args ([`~trl.SFTConfig`], *optional*):
+            Arguments of the warm start; none by default, and then there is no warm start.
+        peft_config ([`~peft.PeftConfig`], *optional*, defaults to `SLMCConfig(target_modules="all-linear")`):
+            The adapter that lives through all tasks.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks for the trainer of every phase.
+        judges (`dict[str, Callable]`, *optional*):
+            Judges of generated answers by name, beside those named in `args.judges`: each maps prompts, answers and
+            references (lists of strings) to one score per answer.
+        model_init_kwargs (`dict`, *optional*):
+            Keyword arguments for `from_pretrained` where `model` is a string, e.g. `{"dtype": "bfloat16"}`.
+
+    Raises:
+        ValueError: for settings that do not fit together, and under ZeRO-3 or FSDP.
+        StreamError: if a task's data cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: LifelongConfig,
+        stream: TaskStream,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        trainer_class: type[Trainer] = FPOTrainer,
+        training_args: DPOConfig | None = None,
+        warm_start_args: SFTConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        judges: Mapping[str, Judge] | None = None,
+        model_init_kwargs: dict[str, Any] | None = None,
+    ):
+        self.distributed = PartialState()
+        if training_args is None:
+            training_args = FPOConfig("unused") if issubclass(trainer_class, FPOTrainer) else DPOConfig("unused")
+        refuse_sharded_training(training_args, warm_start_args)
+        if peft_config is None:
+            from hf_lifealign.slmc import SLMCConfig
+
+            peft_config = SLMCConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+        if not isinstance(model, str) and is_peft_model(model):
+            raise ValueError(
+                "You passed a PeftModel as the base. The run makes the adapter itself, so that it can restore it. Pass "
+                "the base model and a peft_config."
+            )
+        self.args = args
+        self.stream = stream
+        self.trainer_class = trainer_class
+        self.training_args = training_args
+        self.warm_start_args = warm_start_args
+        self.peft_config = peft_config
+        self.user_callbacks = list(callbacks)
+        self.strategies = self._resolve_strategies(args.strategies)
+        self.stream_report = stream.validate()
+        self.directory = RunDirectory(args.output_dir, stream.names)
+        self._model_source = resolve_model(model) if isinstance(model, str) else model
+        self._model_init_kwargs = dict(model_init_kwargs or {})
+        self.base_name = model if isinstance(model, str) else get_config_model_id(model.config) or type(model).__name__
+        self._processing_class = processing_class or self._load_tokenizer()
+        if self._processing_class.pad_token is None:
+            self._processing_class.pad_token = self._processing_class.eos_token
+        self.examiner = Examiner(self, judges or {})
+        self.model: Any = None
+
+    # What strategies may use (see `hf_lifealign.strategies.Run`)
+
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase:
+        return self._processing_class
+
+    @property
+    def seed(self) -> int:
+        return self.args.seed
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.distributed.is_main_process
+
+    def strategy_file(self, strategy: Strategy, name: str) -> Path:
+        """Path for a file of the strategy inside the run's folder."""
+        return self.directory.root / strategy.name / name
+
+    def training_rows(self, task: str) -> Dataset:
+        """The task's own training rows, with reference log-probabilities where the run keeps them."""
+        return self.rows_with_reference(self.stream[task].load().train, f"{task}-train")
+
+    def rows_with_reference(self, rows: Dataset, key: str) -> Dataset:
+        """Rows with columns of reference log-probabilities, if the preference phase measures against the base."""
+        if not self.keeps_reference:
+            return rows
+        values = self.examiner.reference(rows, key, getattr(self.training_args, "ld_alpha", None))
+        columns = zip(*values, strict=True)
+        for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
+            rows = rows.add_column(name, list(column))
+        return rows
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the training reference is the untouched base, the same for all tasks."""
+        return issubclass(self.trainer_class, FPOTrainer) and getattr(self.training_args, "reference", "") == "base"
+
+    # Set-up
+
+    def _resolve_strategies(self, specs: list[Any] | None) -> list[Strategy]:
+        is_slmc = str(self.peft_config.peft_type.value) == "SLMC"  # type: ignore[union-attr]
+        if specs is None:
+            specs = ["replay", "consolidation"] if is_slmc else []
+        strategies = resolve_strategies(specs)
+        consolidates = any(strategy.name == "consolidation" for strategy in strategies)
+        if consolidates != is_slmc:
+            raise ValueError(
+                f"You set the strategies {[s.name for s in strategies]} with an adapter of type "
+                f"{self.peft_config.peft_type.value}. "  # type: ignore[union-attr]
+                + (
+                    "An SLMC adapter is there to be consolidated. Add 'consolidation', or use a LoraConfig."
+                    if is_slmc
+                    else "Only an SLMC adapter has a memory to consolidate into. Leave 'consolidation' out, or use "
+                    "an SLMCConfig."
+                )
+            )
+        return strategies
+
+    def _load_tokenizer(self) -> PreTrainedTokenizerBase:
+        source = self._model_source
+        name = source if isinstance(source, str) else get_config_model_id(source.config)
+        if not name:
+            raise ValueError("You passed a model that was built in memory. Pass its tokenizer as processing_class.")
+        return AutoTokenizer.from_pretrained(name)
+
+    def _load_base(self) -> PreTrainedModel:
+        if not isinstance(self._model_source, str):
+            return self._model_source
+        return create_model_from_path(self._model_source, **{"dtype": "float32", **self._model_init_kwargs})
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result of this run, as JSON."""
+        return {
+            "base_model": Path(self.base_name).name if Path(self.base_name).is_dir() else self.base_name,
+            "model_init_kwargs": plain(self._model_init_kwargs),
+            "run": plain(self.args.settings()),
+            "trainer": self.trainer_class.__name__,
+            "training": changed_arguments(self.training_args),
+            "warm_start": changed_arguments(self.warm_start_args),
+            "adapter": adapter_settings(self.peft_config),
+            "strategies": [{"name": s.name, **s.settings()} for s in self.strategies],
+            "judges": sorted(self.examiner.judges),
+            "processes": self.distributed.num_processes,
+            "tasks": [{"name": task.name, "rows": fingerprint(task)} for task in self.stream],
+        }
+
+    def phases(self, index: int) -> list[Phase]:
+        """Phases of a task, in order."""
+        names = [WARM_START, PREFERENCE] if self.warm_start_args is not None else [PREFERENCE]
+        return [Phase(self.stream.names[index], index, name) for name in names]
+
+    def _snapshots(self) -> list[Path]:
+        """Saved states in the order in which a run writes them."""
+        folders = []
+        for index, task in enumerate(self.stream.names):
+            folders += [self.directory.snapshot(task, phase.name) for phase in self.phases(index)]
+            folders.append(self.directory.adapter(task))
+        return folders
+
+    # The run
+
+    def train(self) -> dict[str, Any]:
+        """Runs the stream to its end, or goes on where it was interrupted.
+
+        Returns:
+            `dict`: the content of `matrix.json`.
+        """
+        self.state = RunState(self.directory.state, self.settings(), self.stream.names, self.is_main_process)
+        self.distributed.wait_for_everyone()
+        reached = [folder for folder in self._snapshots() if folder.is_dir()]
+        base = self._load_base()
+        if reached:
+            self.model = restore_adapter(base, reached[-1], self.peft_config)
+        else:
+            self.model = create_adapter(base, self.peft_config, self.seed)
+        self._check_adapter_names()
+        self.progress = RunProgress(*self._work(), disable=self.args.disable_tqdm or not self.is_main_process)
+        self.tracker = RunTracker(self.args.report_to, self.directory.root, self.training_args, self.is_main_process)
+        try:
+            for strategy in self.strategies:
+                self.stream = strategy.prepare_stream(self, self.stream)
+            self.examiner.examine_base()
+            for index, task in enumerate(self.stream.names):
+                if self.state.task(index)["status"] == "done":
+                    self.tracker.offset += sum(p["steps"] for p in self.state.task(index)["record"]["phases"])
+                else:
+                    self._train_task(index, task)
+            self.examiner.sample_answers()
+            return self._finish()
+        finally:
+            self.progress.close()
+            self.tracker.close()
+
+    def _check_adapter_names(self) -> None:
+        if list(self.model.peft_config) != ["default"]:
+            raise ValueError(
+                f"The base model carries other adapters: {sorted(self.model.peft_config)}. Pass a clean one."
+            )
+
+    def _train_task(self, index: int, task: str) -> None:
+        for strategy in self.strategies:
+            strategy.before_task(self, task)
+        records = [self._train_phase(phase) for phase in self.phases(index)]
+        started = time.monotonic()
+        self.examiner.examine(index)
+        for strategy in self.strategies:
+            strategy.after_task(self, task)
+        record = {"phases": records, "evaluation_seconds": round(time.monotonic() - started, 3)}
+        self._publish(index, task)
+        self.distributed.wait_for_everyone()
+        self.state.finish_task(index, record)
+        if self.is_main_process:
+            self._report(index + 1)
+            remove_folder(self.directory.root / "work" / self.directory.label(task))
+        self.distributed.wait_for_everyone()
+
+    def _train_phase(self, phase: Phase) -> dict[str, Any]:
+        """Trains a phase, or goes on with it, or skips it if it is over; returns its record."""
+        snapshot = self.directory.snapshot(phase.task, phase.name)
+        if not snapshot.is_dir():
+            self.progress.stage(f"{phase.task} · {phase.name.replace('_', ' ')}")
+            with untouched_forward(self.model):
+                record = self._run_trainer(phase)
+            if self.is_main_process:
+                write_folder(snapshot, lambda folder: self._save_phase(folder, record))
+                remove_folder(self.directory.work(phase.task, phase.name))
+            self.distributed.wait_for_everyone()
+        record = read_json(snapshot / "phase.json")
+        self.tracker.offset += record["steps"]
+        return record
+
+    def _save_phase(self, folder: Path, record: dict[str, Any]) -> None:
+        save_adapter(self.model, folder)
+        write_json(folder / "phase.json", record)
+
+    def _run_trainer(self, phase: Phase) -> dict[str, Any]:
+        work = self.directory.work(phase.task, phase.name)
+        checkpoint = latest_checkpoint(work, self.is_main_process)
+        self.distributed.wait_for_everyone()
+        own = self.training_rows(phase.task)
+        rows = own
+        for strategy in self.strategies:
+            rows = strategy.training_rows(self, phase, rows)
+        template = self.warm_start_args if phase.name == WARM_START else self.training_args
+        assert template is not None
+        args = phase_arguments(template, phase, work, self.seed, self.args.checkpoint_steps)
+        weight = WARM_STARTED_PAIR if phase.name == WARM_START else TRAINED_PAIR
+        callbacks = [*self.user_callbacks, StepProgress(self.progress, weight * len(own) * template.num_train_epochs)]
+        callbacks.append(PhaseLogs(self.tracker, phase.name))
+        for strategy in self.strategies:
+            callbacks += strategy.callbacks(self, phase)
+        drop_reference_adapter(self.model)
+        reset_peak_memory()
+        started = time.monotonic()
+        trainer = build_trainer(
+            phase, self.model, args, rows, self.processing_class, self.trainer_class, callbacks,
+            [s.compute_extra_loss for s in self.strategies if brings_extra_loss(s)],
+        )  # fmt: skip
+        for strategy in self.strategies:
+            strategy.before_phase(self, phase, trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        for strategy in self.strategies:
+            strategy.after_phase(self, phase, trainer)
+        drop_reference_adapter(self.model)
+        record: dict[str, Any] = {
+            "phase": phase.name,
+            "steps": trainer.state.global_step,
+            "train_rows": len(own),
+            "replay_rows": 0,
+            "seconds": round(time.monotonic() - started, 3),
+            "peak_memory_mb": peak_memory_mb(),
+            "consolidation": None,
+        }
+        for strategy in self.strategies:
+            record |= strategy.record(self, phase)
+        if self.is_main_process:
+            write_json(self.directory.logs(phase.task, phase.name), trainer.state.log_history)
+        self._track_consolidation(record, trainer.state.global_step)
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return record
+
+    def _track_consolidation(self, record: dict[str, Any], step: int) -> None:
+        totals = (record["consolidation"] or {}).get("totals", {})
+        numbers = {f"consolidation/{k}": v for k, v in totals.items() if isinstance(v, (int, float))}
+        if numbers:
+            self.tracker.log(numbers, step)
+
+    # Results
+
+    def matrix(self, trained: int | None = None) -> dict[str, Any]:
+        """Content of `matrix.json`, for the tasks finished so far or the first `trained`."""
+        counts = [len(task.load().test) for task in self.stream]
+        return build_matrix(self.directory, self.args.metric, counts, self.args.evaluate_all_tasks, trained)
+
+    def _publish(self, index: int, task: str) -> None:
+        """Writes adapters/NN-task: plain LoRA at its root, memory beside it, a card."""
+        if not self.is_main_process:
+            return
+        snapshot = self.directory.snapshot(task, PREFERENCE)
+
+        def fill(folder: Path) -> None:
+            copy_adapter(snapshot, folder)
+            (folder / "phase.json").unlink()
+            context = {
+                "base_model": self.state.content["settings"]["base_model"],
+                "tasks": self.stream.names[: index + 1],
+                "matrix": self.matrix(index + 1),
+                "settings": self.state.content["settings"],
+            }
+            write_adapter_card(folder, context)
+
+        write_folder(self.directory.adapter(task), fill)
+
+    def _report(self, trained: int) -> None:
+        matrix = self.matrix(trained)
+        write_json(self.directory.matrix, matrix)
+        write_report(self.directory.root)
+        summary = matrix["summary"].get(self.args.metric, {})
+        flat = {f"lifelong/{name}": value for name, value in summary.items() if value is not None}
+        for measure, rows in matrix["matrices"].items():
+            flat |= {f"lifelong/{measure}/{t}": v for t, v in zip(matrix["tasks"], rows[-1], strict=False)}
+        self.tracker.log(flat)
+
+    def _finish(self) -> dict[str, Any]:
+        self.state.finish()
+        if self.is_main_process:
+            self._report(len(self.stream))
+            remove_folder(self.directory.root / "work")
+        self.distributed.wait_for_everyone()
+        self.progress.stage("done")
+        return read_json(self.directory.matrix)
+
+    def _work(self) -> tuple[float, float]:
+        """Expected and finished work of the run, in scored pairs."""
+        total, done = 0.0, 0.0
+        for index, task in enumerate(self.stream):
+            rows = len(task.load().train)
+            work = TRAINED_PAIR * rows * self.training_args.num_train_epochs
+            if self.warm_start_args is not None:
+                work += WARM_STARTED_PAIR * rows * self.warm_start_args.num_train_epochs
+            seen = self.stream.names if self.args.evaluate_all_tasks else self.stream.names[: index + 1]
+            work += sum(len(self.stream[name].load().test) for name in seen)
+            total += work
+            done += work if self.state.task(index)["status"] == "done" else 0.0
+        return total, done
+
+
+# DPOTrainer is the naive sequential baseline; it is named here so that recipes can ask for it by its name.
+TRAINERS: dict[str, type[Trainer]] = {"fpo": FPOTrainer, "dpo": DPOTrainer}

@@ -1,0 +1,123 @@
+"""What a strategy is: named phases around training, and what it may bring into training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from hf_lifealign.stream import TaskStream
+
+WARM_START = "warm_start"
+PREFERENCE = "preference"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training of one task.
+
+    Args:
+        task (`str`): name of the task.
+        index (`int`): its position in the stream, from 0.
+        name (`str`): `"warm_start"` (SFT on the chosen answers) or `"preference"`.
+    """
+
+    task: str
+    index: int
+    name: str
+
+
+class Run(Protocol):
+    """What a strategy may use of the run it serves; [`LifelongTrainer`] is one."""
+
+    model: Any
+    stream: "TaskStream"
+
+    @property
+    def processing_class(self) -> "PreTrainedTokenizerBase": ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def is_main_process(self) -> bool: ...
+
+    def strategy_file(self, strategy: "Strategy", name: str) -> Path:
+        """Path for a file of the strategy inside the run's folder."""
+        ...
+
+    def training_rows(self, task: str) -> "Dataset":
+        """The task's own training rows, with reference log-probabilities where the run keeps them."""
+        ...
+
+    def rows_with_reference(self, rows: "Dataset", key: str) -> "Dataset":
+        """Rows from elsewhere with reference log-probabilities where the run keeps them, under the name `key`."""
+        ...
+
+
+class Strategy:
+    """Base class: does nothing at every point of a run. Override what the strategy needs.
+
+    Every method is called on every process. The order within a task is `before_task`, then for each phase
+    `training_rows`, `callbacks`, `before_phase`, the training itself (with `compute_extra_loss` added to its loss),
+    `after_phase`; then for every task seen so far `before_evaluation` and `after_evaluation`; then `after_task`.
+
+    A run may be killed at any instant and started again. It then goes on from its last finished phase, or from a
+    checkpoint inside one, and calls `before_task` and the methods of the phase once more: what a strategy has to
+    remember longer, it writes to `run.strategy_file(...)`.
+
+    Third parties add a strategy through the entry-point group `hf_lifealign.strategies`.
+    """
+
+    name: str = "strategy"
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the strategy's effect, as JSON; a run that is started again has to have the same."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+    def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
+        """Once, before the first task. May check the set-up (raise `ValueError`) or return another stream."""
+        return stream
+
+    def before_task(self, run: Run, task: str) -> None:
+        """Before a task's first phase."""
+
+    def training_rows(self, run: Run, phase: Phase, rows: "Dataset") -> "Dataset":
+        """Returns the rows to train on in `phase`: `rows` are the task's own and what other strategies added."""
+        return rows
+
+    def callbacks(self, run: Run, phase: Phase) -> "Sequence[TrainerCallback]":
+        """TrainerCallbacks for the trainer of a phase."""
+        return ()
+
+    def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
+        """When the trainer of a phase was built, before it trains."""
+
+    def compute_extra_loss(self, model: "torch.nn.Module", inputs: dict[str, Any]) -> "torch.Tensor | None":
+        """A term for the training loss (scalar tensor on the scale of the batch mean), or `None`."""
+        return None
+
+    def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
+        """When a phase has been trained, before its result is saved."""
+
+    def record(self, run: Run, phase: Phase) -> dict[str, Any]:
+        """JSON figures of the phase for the run's record (durations under keys that end in `seconds`)."""
+        return {}
+
+    def before_evaluation(self, run: Run, task: str) -> None:
+        """Before the model is evaluated on `task`."""
+
+    def after_evaluation(self, run: Run, task: str, results: dict[str, float]) -> None:
+        """After the model was evaluated on `task`; `results` maps measure to value."""
+
+    def after_task(self, run: Run, task: str) -> None:
+        """When a task was trained and evaluated, before its adapter is published."""
+
+
+def brings_extra_loss(strategy: Strategy) -> bool:
+    """Whether a strategy overrides `compute_extra_loss`."""
+    return type(strategy).compute_extra_loss is not Strategy.compute_extra_loss
