@@ -1,0 +1,122 @@
+"""The model card of an adapter, rendered from hub_cards/adapter_card.md.jinja."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_lifealign._files import read_json, write_text
+from hf_lifealign._resources import resource_path
+from hf_lifealign.report.document import settings_table
+from hf_lifealign.report.lineage import lineage_table
+from hf_lifealign.report.privacy import public_model_name, without_folders
+from hf_lifealign.report.table import markdown_table, summary_rows, view_table
+from hf_lifealign.report.view import matrix_names, view_matrix
+
+_REQUIRED = ("base_model",)
+_OPTIONAL = ("tasks", "matrix", "settings", "repo_id", "revision", "versions", "license", "language", "datasets")
+# What the Hub takes for the id of a model; anything else in the front matter would be refused on upload.
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+
+
+def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:
+    """Writes the `README.md` of an adapter's folder, ready for the Hub; nothing in it names a folder of this machine.
+
+    Args:
+        folder (`str` or `Path`): a saved adapter. With `slmc/memory.json` in it the card tells its lineage.
+        context (`dict`): what the card tells:
+
+            - `base_model` (`str`): Hub id, or a local path of which only the last component is published.
+            - `tasks` (`list[str]`, *optional*): tasks trained so far, in order.
+            - `matrix` (`dict`, *optional*): content of `matrix.json`; stages after the last of `tasks` are left out.
+            - `settings`, `versions` (`dict`, *optional*): of the run, as in its `state.json`.
+            - `repo_id`, `revision` (`str`, *optional*): where the adapter is published, for the loading examples.
+            - `license` (`str`), `language`, `datasets` (`list[str]`, *optional*): for the front matter.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: if `base_model` is missing, a key is unknown, or the matrix does not fit.
+    """
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    unknown = sorted(set(context) - {*_REQUIRED, *_OPTIONAL})
+    missing = [key for key in _REQUIRED if key not in context]
+    if unknown or missing:
+        raise ValueError(
+            f"The context of an adapter card {'lacks' if missing else 'has unknown keys'}: "
+            f"{', '.join(missing or unknown)}. It takes {', '.join(_REQUIRED)} and, if known, {', '.join(_OPTIONAL)}."
+        )
+    folder = Path(folder)
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    template = environment.from_string(resource_path("hub_cards", "adapter_card.md.jinja").read_text(encoding="utf-8"))
+    card = folder / "README.md"
+    write_text(card, template.render(_variables(folder, context)))
+    return card
+
+
+def _variables(folder: Path, context: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template names; what is unknown is an empty string, since it refuses undefined names."""
+    given = {key: without_folders(value) for key, value in context.items() if key not in ("matrix", "base_model")}
+    base = public_model_name(str(context["base_model"] or ""))
+    settings = given.get("settings") or {}
+    entries = _lineage(folder)
+    tasks = [str(task) for task in given.get("tasks") or ()]
+    trainer = str(settings.get("trainer") or "")
+    return {
+        "front_matter": _front_matter(base, trainer, bool(entries), given),
+        "base_model": base,
+        "base_literal": _literal(base or "path-or-id-of-the-base-model"),
+        "adapter_literal": _literal(given.get("repo_id") or "path-or-id-of-this-adapter"),
+        "revision_literal": _literal(given["revision"]) if given.get("revision") else "",
+        "tasks": [task.replace("|", " ") for task in tasks],
+        "trainer": trainer,
+        "lineage": lineage_table(entries) if entries else "",
+        "measures": _measures(context.get("matrix"), len(tasks) or None),
+        "settings": settings_table(settings) if settings else "",
+        "versions": ", ".join(f"{name} {number}" for name, number in (given.get("versions") or {}).items()),
+    }
+
+
+def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str, Any]) -> str:
+    """The metadata block that the Hub reads, as YAML without its fences."""
+    import yaml
+
+    tags = ["trl", "lora", "lifelong-alignment", "hf-lifealign"]
+    tags += [trainer.removesuffix("Trainer").lower()] if trainer else []
+    tags += ["slmc"] if has_memory else []
+    fields: dict[str, Any] = {}
+    if _HUB_ID.fullmatch(base):
+        fields |= {"base_model": base, "base_model_relation": "adapter"}
+    fields |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
+    fields |= {key: given[key] for key in ("license", "language", "datasets") if given.get(key)}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _literal(text: Any) -> str:
+    """A Python string literal for the code examples."""
+    return json.dumps(str(text), ensure_ascii=False)
+
+
+def _lineage(folder: Path) -> list[dict[str, Any]]:
+    """Entries of the memory beside the adapter; whether the memory is whole is for its loader to check."""
+    file = folder / "slmc" / "memory.json"
+    return list(read_json(file).get("entries") or ()) if file.is_file() else []
+
+
+def _measures(matrix: Mapping[str, Any] | None, stages: int | None) -> list[dict[str, str]]:
+    """Title, table and numbers of each measure, up to a stage."""
+    shown = []
+    for name in matrix_names(matrix or {}):
+        view = view_matrix(matrix or {}, name)
+        view = view.up_to(min(stages or view.trained, view.trained))
+        if view.trained:
+            rows = [row for row in summary_rows(view) if row[1] != "-"]
+            numbers = markdown_table(("number", "value", "meaning"), rows, left=3) if rows else ""
+            shown.append({"title": view.title, "table": view_table(view), "numbers": numbers})
+    return shown
