@@ -24,7 +24,7 @@ def drop_reference_adapter(model: Any) -> bool:
 
     The adapter that was active stays active. A model without adapters is left alone.
     """
-    if not is_peft_model(model) or REFERENCE_ADAPTER not in model.peft_config:
+    if isinstance(model, str) or not is_peft_model(model) or REFERENCE_ADAPTER not in model.peft_config:
         return False
     active = model.active_adapter
     model.delete_adapter(REFERENCE_ADAPTER)
@@ -111,7 +111,7 @@ def resolve_reference_model(
     if peft_config is not None:
         check_adapter(peft_config, args.reference, is_new=True)
         return None
-    if is_peft_model(model):
+    if not isinstance(model, str) and is_peft_model(model):
         if "default" not in model.peft_config:
             raise ValueError(
                 f"You passed a PeftModel with the adapters {sorted(model.peft_config)}. DPOTrainer, and so FPOTrainer, "

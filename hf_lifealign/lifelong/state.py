@@ -69,6 +69,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         for key in sorted(set(old) | set(new)):
             lines += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return lines
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}[{i}]")]
     return [] if old == new else [f"{path}: was {old!r}, is {new!r}"]
 
 

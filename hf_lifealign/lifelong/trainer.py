@@ -36,7 +36,7 @@ from hf_lifealign.lifelong.progress import TRAINED_PAIR, WARM_STARTED_PAIR, RunP
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
 from hf_lifealign.lifelong.state import RunState, adapter_settings, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
-from hf_lifealign.models import resolve_model
+from hf_lifealign.models import public_name, resolve_model
 from hf_lifealign.report import write_adapter_card, write_report
 from hf_lifealign.strategies import PREFERENCE, WARM_START, Phase, Strategy, brings_extra_loss, resolve_strategies
 from hf_lifealign.stream import TaskStream, fingerprint
@@ -137,7 +137,8 @@ class LifelongTrainer:
         self.directory = RunDirectory(args.output_dir, stream.names)
         self._model_source = resolve_model(model) if isinstance(model, str) else model
         self._model_init_kwargs = dict(model_init_kwargs or {})
-        self.base_name = model if isinstance(model, str) else get_config_model_id(model.config) or type(model).__name__
+        given = model if isinstance(model, str) else get_config_model_id(model.config) or type(model).__name__
+        self.base_name = public_name(given)
         self._processing_class = processing_class or self._load_tokenizer()
         if self._processing_class.pad_token is None:
             self._processing_class.pad_token = self._processing_class.eos_token
@@ -217,14 +218,14 @@ class LifelongTrainer:
     def settings(self) -> dict[str, Any]:
         """What decides the result of this run, as JSON."""
         return {
-            "base_model": Path(self.base_name).name if Path(self.base_name).is_dir() else self.base_name,
+            "base_model": self.base_name,
             "model_init_kwargs": plain(self._model_init_kwargs),
             "run": plain(self.args.settings()),
             "trainer": self.trainer_class.__name__,
             "training": changed_arguments(self.training_args),
             "warm_start": changed_arguments(self.warm_start_args),
             "adapter": adapter_settings(self.peft_config),
-            "strategies": [{"name": s.name, **s.settings()} for s in self.strategies],
+            "strategies": [{"name": s.name, **plain(s.settings())} for s in self.strategies],
             "judges": sorted(self.examiner.judges),
             "processes": self.distributed.num_processes,
             "tasks": [{"name": task.name, "rows": fingerprint(task)} for task in self.stream],
@@ -259,7 +260,7 @@ class LifelongTrainer:
             self.model = restore_adapter(base, reached[-1], self.peft_config)
         else:
             self.model = create_adapter(base, self.peft_config, self.seed)
-        self._check_adapter_names()
+        self._name_base()
         self.progress = RunProgress(*self._work(), disable=self.args.disable_tqdm or not self.is_main_process)
         self.tracker = RunTracker(self.args.report_to, self.directory.root, self.training_args, self.is_main_process)
         try:
@@ -277,11 +278,15 @@ class LifelongTrainer:
             self.progress.close()
             self.tracker.close()
 
-    def _check_adapter_names(self) -> None:
+    def _name_base(self) -> None:
+        """Writes the base's public name into the adapter's configuration where it was loaded from a cache."""
         if list(self.model.peft_config) != ["default"]:
             raise ValueError(
                 f"The base model carries other adapters: {sorted(self.model.peft_config)}. Pass a clean one."
             )
+        # only a Hub id names a base that others can find; PEFT has written where this one was loaded from
+        if isinstance(self._model_source, str) and self.base_name.count("/") == 1:
+            self.model.peft_config["default"].base_model_name_or_path = self.base_name
 
     def _train_task(self, index: int, task: str) -> None:
         for strategy in self.strategies:

@@ -78,6 +78,13 @@ def resolve_model(model: str) -> str:
     return str(target)
 
 
+def public_name(model: str) -> str:
+    """The name under which others find a model: the Hub id of an embedded one, the folder's name of a local one."""
+    if model.startswith(PREFIX) and model.removeprefix(PREFIX) in EMBEDDED_MODELS:
+        return EMBEDDED_MODELS[model.removeprefix(PREFIX)].hub_id
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def _convert(source: Path, spec: EmbeddedModel, target: Path) -> None:
     """Dequantises a GGUF file to float32 safetensors in `target`, which appears whole or not at all."""
     import torch

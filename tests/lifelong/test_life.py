@@ -1,0 +1,224 @@
+"""A whole tiny life through the real trainers: what it writes, measures, restores and refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from support.life import life_files, slmc, swapped, tiny_life, tiny_stream
+from support.tiny import preference_dataset, tiny_model
+from transformers import TrainerCallback
+from trl import DPOTrainer
+
+from hf_lifealign import LifelongTrainer, Task, TaskStream, load_adapter
+from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> tuple[LifelongTrainer, dict[str, Any]]:
+    """One undisturbed life with everything switched on."""
+    root = tmp_path_factory.mktemp("life") / "run"
+    trainer = tiny_life(
+        root,
+        evaluate_all_tasks=True,
+        general_text="default",
+        judges={"shortness": lambda prompts, answers, references: [1 / (1 + len(a)) for a in answers]},
+        judge_prompts=2,
+        max_new_tokens=3,
+        sample_prompts=["hello"],
+        report_to=["tensorboard"],
+    )
+    return trainer, trainer.train()
+
+
+def test_files_and_matrix(life: tuple[LifelongTrainer, dict[str, Any]]) -> None:
+    trainer, matrix = life
+    root = trainer.directory.root
+    for name in ("matrix.json", "matrix.png", "curves.png", "report.md", "state.json", "samples.json"):
+        assert (root / name).stat().st_size > 0, name
+    assert sorted(p.name for p in (root / "adapters").iterdir()) == ["01-one", "02-two", "03-three"]
+    assert not (root / "work").exists()
+    assert matrix == json.loads((root / "matrix.json").read_text())
+    assert set(matrix["matrices"]) == {"preference_accuracy", "margin", "shortness"}
+    accuracy = matrix["matrices"]["preference_accuracy"]
+    assert [len(row) for row in accuracy] == [3, 3, 3]
+    assert accuracy[0][0] == 1.0, "a tiny model learns the first task wholly"
+    assert accuracy[1][0] < 1.0, "and unlearns some of it when the second teaches the opposite"
+    # The untouched base prefers neither side: every margin over itself is exactly zero.
+    assert matrix["baseline"]["preference_accuracy"] == [0.5, 0.5, 0.5]
+    assert matrix["baseline"]["margin"] == [0.0, 0.0, 0.0]
+    assert matrix["summary"]["preference_accuracy"]["forward_transfer"] is not None
+    assert len(matrix["perplexity"]["after"]) == 3
+    assert matrix["counts"] == [6, 6, 6]
+
+
+def test_the_matrix_is_what_the_saved_adapters_do(life: tuple[LifelongTrainer, dict[str, Any]]) -> None:
+    """Each row again, from the published folder by plain PEFT."""
+    trainer, matrix = life
+    for index, task in enumerate(trainer.stream.names):
+        model = PeftModel.from_pretrained(tiny_model(), trainer.directory.adapter(task))
+        for column, name in enumerate(trainer.stream.names):
+            pairs = encode_pairs(trainer.stream[name].load().test, trainer.processing_class, 1024)
+            now = score_pairs(model, pairs, 0)
+            with model.disable_adapter():
+                base = score_pairs(model, pairs, 0)
+            margins = [(c - bc) - (r - br) for (c, r), (bc, br) in zip(now, base, strict=True)]
+            expected = sum(margins) / len(margins)
+            assert matrix["matrices"]["margin"][index][column] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_adapters_are_plain_lora_with_one_history_entry_a_phase(life: tuple[LifelongTrainer, dict[str, Any]]) -> None:
+    trainer, _ = life
+    for index, task in enumerate(trainer.stream.names):
+        folder = trainer.directory.adapter(task)
+        assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "README.md", "adapter_config.json", "adapter_model.safetensors", "slmc",
+        ]  # fmt: skip
+        entries = json.loads((folder / "slmc" / "memory.json").read_text())["entries"]
+        assert [(e["task"], e["phase"]) for e in entries] == [
+            (name, phase) for name in trainer.stream.names[: index + 1] for phase in ("warm_start", "preference")
+        ]
+        assert str(trainer.directory.root) not in (folder / "README.md").read_text()
+    model = load_adapter(tiny_model(), str(trainer.directory.adapter("two")))
+    assert not model.base_model.is_task_running
+
+
+def test_replay_and_references(life: tuple[LifelongTrainer, dict[str, Any]]) -> None:
+    trainer, _ = life
+    root = trainer.directory.root
+    phases = [p for task in json.loads((root / "state.json").read_text())["tasks"] for p in task["record"]["phases"]]
+    assert [p["replay_rows"] for p in phases if p["phase"] == "preference"] == [0, 3, 6]
+    kept = json.loads((root / "replay" / "01-one.json").read_text())
+    rows = trainer.stream["one"].load().train
+    for index, row in zip(kept["row_indices"], kept["rows"], strict=True):
+        assert row["prompt"] == rows[index]["prompt"]
+        assert row["ref_chosen_logps"] < 0
+    assert len(list((root / "reference").iterdir())) == 6
+
+
+def test_tracking_is_one_run_with_the_lifes_figures(life: tuple[LifelongTrainer, dict[str, Any]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer, matrix = life
+    events = list((trainer.directory.root / "tracking").iterdir())
+    assert len(events) == 1
+    log = EventAccumulator(str(trainer.directory.root / "tracking"))
+    log.Reload()
+    tags = set(log.Tags()["scalars"])
+    assert any("preference/focal/weight" in tag for tag in tags)
+    assert any("consolidation/" in tag for tag in tags)
+    (bwt,) = [tag for tag in tags if tag.endswith("lifelong/bwt")]
+    assert log.Scalars(bwt)[-1].value == pytest.approx(matrix["summary"]["preference_accuracy"]["bwt"], abs=1e-6)
+    steps = [event.step for event in log.Scalars(next(t for t in tags if t.endswith("preference/focal/weight")))]
+    assert steps == sorted(steps)
+    assert len(set(steps)) == len(steps)
+
+
+def test_the_same_seed_gives_the_same_life(life: tuple[LifelongTrainer, dict[str, Any]], tmp_path: Path) -> None:
+    trainer, _ = life
+    again = tiny_life(
+        tmp_path / "run", evaluate_all_tasks=True, general_text="default", judge_prompts=2, max_new_tokens=3,
+        judges={"shortness": lambda prompts, answers, references: [1 / (1 + len(a)) for a in answers]},
+    )  # fmt: skip
+    again.train()
+    ours, theirs = life_files(again.directory.root), life_files(trainer.directory.root)
+    tensors = [name for name in theirs if name.endswith(".safetensors")]
+    assert len(tensors) == 6
+    for name in tensors:
+        assert ours[name] == theirs[name], name
+
+
+def test_naive_sequential_dpo_is_dpo_with_its_own_references(tmp_path: Path) -> None:
+    """DPOTrainer + LoraConfig: nothing around it, and each task measured against the previous policy."""
+    seen: list[dict[str, float]] = []
+
+    class Watch(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "rewards/margins" in logs and state.global_step == 1:
+                seen.append(dict(logs))
+
+    trainer = tiny_life(
+        tmp_path / "run", trainer_class=DPOTrainer, warm_start=False, callbacks=[Watch()],
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    assert trainer.strategies == []
+    matrix = trainer.train()
+    assert [entry["rewards/margins"] for entry in seen] == pytest.approx([0.0, 0.0, 0.0], abs=1e-5)
+    assert matrix["summary"]["preference_accuracy"]["bwt"] < 0
+    assert list(trainer.model.peft_config) == ["default"]
+    assert not (trainer.directory.adapter("three") / "slmc").exists()
+    assert not (trainer.directory.adapter("three") / "ref").exists()
+
+
+def test_a_run_under_other_settings_or_data_is_not_continued(tmp_path: Path) -> None:
+    tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False).train()
+    with pytest.raises(ValueError, match=r"learning_rate: was 0\.01, is 0\.02"):
+        tiny_life(
+            tmp_path / "run", stream=tiny_stream()[:1], warm_start=False, training={"learning_rate": 2e-2}
+        ).train()
+    other = TaskStream([Task("one", preference_dataset(13), preference_dataset(6, start=20))])
+    with pytest.raises(ValueError, match="rows: was"):
+        tiny_life(tmp_path / "run", stream=other, warm_start=False).train()
+
+
+def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="Add 'consolidation'"):
+        tiny_life(tmp_path, strategies=["replay"])
+    with pytest.raises(ValueError, match="Leave 'consolidation' out"):
+        tiny_life(tmp_path, peft_config=lora, strategies=["consolidation"])
+    with pytest.raises(ValueError, match="PeftModel as the base"):
+        tiny_life(tmp_path, model=get_peft_model(tiny_model(), lora))
+    with pytest.raises(ValueError, match="This run measures"):
+        tiny_life(tmp_path, metric="bleu")
+    with pytest.raises(ValueError, match="no such file"):
+        tiny_life(tmp_path, general_text="nowhere.txt")
+    with pytest.raises(ValueError, match="at least 1"):
+        tiny_life(tmp_path, checkpoint_steps=0)
+    assert list(tmp_path.iterdir()) == [], "nothing may be written by a run that is refused"
+
+
+def test_a_run_that_diverges_stops_before_publishing(tmp_path: Path) -> None:
+    class Poison(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            next(p for n, p in model.named_parameters() if "lora_A" in n).data.fill_(float("nan"))
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"])
+    with pytest.raises(ValueError, match="not finite"):
+        tiny_life(tmp_path / "run", peft_config=lora, warm_start=False, callbacks=[Poison()]).train()
+    assert not (tmp_path / "run" / "adapters").exists()
+
+
+def test_sharded_training_is_refused() -> None:
+    code = (
+        "from hf_lifealign.lifelong.guards import refuse_sharded_training as r\n"
+        "from types import SimpleNamespace as N\n"
+        "for args in (N(deepspeed_plugin=N(zero_stage=3)), N(deepspeed_plugin=None, fsdp=['full_shard'])):\n"
+        "    try: r(args)\n"
+        "    except ValueError as e: print(e)\n"
+        "r(N(deepspeed_plugin=N(zero_stage=2), fsdp=[]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "ZeRO-3" in done.stdout
+    assert "FSDP" in done.stdout
+
+
+def test_bf16_base(tmp_path: Path) -> None:
+    trainer = tiny_life(tmp_path / "run", stream=tiny_stream()[:2], warm_start=False, model=tiny_model().bfloat16())
+    matrix = trainer.train()
+    assert matrix["matrices"]["preference_accuracy"][0] == [1.0]
+    assert {p.dtype for n, p in trainer.model.named_parameters() if "lora_" in n} == {torch.float32}
+
+
+def test_delta_space_life(tmp_path: Path) -> None:
+    config = slmc(space="delta", memory_rank=2)
+    trainer = tiny_life(tmp_path / "run", peft_config=config, stream=tiny_stream()[:2])
+    trainer.train()
+    assert len(swapped(preference_dataset(2))) == 2
+    entries = json.loads((trainer.directory.adapter("two") / "slmc" / "memory.json").read_text())["entries"]
+    assert len(entries) == 4
