@@ -25,6 +25,7 @@ from trl import (
 
 from hf_lifealign import FPOConfig, FPOTrainer
 from hf_lifealign.cli.adapter_args import SLMCArguments, get_adapter_config
+from hf_lifealign.lifelong.launch import start_all_cpu_processes
 from hf_lifealign.models import resolve_model
 
 logger = get_logger(__name__)
@@ -75,6 +76,7 @@ def main(
 
 
 if __name__ == "__main__":
+    start_all_cpu_processes()
     groups = (ScriptArguments, FPOConfig, ModelConfig, SLMCArguments, DatasetMixtureConfig)
     parser = TrlParser(groups)  # type: ignore[arg-type]
     main(*parser.parse_args_and_config())

@@ -10,6 +10,7 @@ It does what `lifealign run` does; started again after a kill it goes on where i
 import argparse
 import sys
 
+from hf_lifealign.lifelong.launch import start_all_cpu_processes
 from hf_lifealign.lifelong.recipe import run_recipe
 
 
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
                         help="change a setting of the recipe, e.g. training.learning_rate=1e-4")  # fmt: skip
     args = parser.parse_args()
+    start_all_cpu_processes()
     return run_recipe(args.config, args.overrides, args.output_dir, args.data_dir)
 
 

@@ -58,7 +58,7 @@ def get_adapter_config(model_args: ModelConfig, slmc_args: SLMCArguments) -> Pef
     was = model_args.use_peft
     model_args.use_peft = True
     try:
-        lora = get_peft_config(model_args)
+        lora: Any = get_peft_config(model_args)
     finally:
         model_args.use_peft = was
     options = {f.name: getattr(lora, f.name) for f in fields(lora) if f.init and f.name != "peft_type"}

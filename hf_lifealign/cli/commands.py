@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
 def matrix(args: argparse.Namespace) -> int:
     """`lifealign matrix`."""
-    from hf_lifealign.report.table import markdown_table, summary_rows, view_table
+    from hf_lifealign.report.table import matrix_text
     from hf_lifealign.report.view import read_matrix_file, view_matrix
 
     view = view_matrix(read_matrix_file(args.path), args.metric)
@@ -36,11 +36,7 @@ def matrix(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.path} has no finished task yet, so there is no matrix to show. Wait for the first one."
         )
-    print(view.title)
-    print()
-    print(view_table(view))
-    print()
-    print(markdown_table(("number", "value", "meaning"), summary_rows(view), left=3))
+    print(matrix_text(view))
     return 0
 
 

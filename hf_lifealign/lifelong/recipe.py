@@ -55,9 +55,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         if key not in content:
             raise ValueError(f"The recipe {path} lacks {key!r} ({_KEYS[key]}).")
     if "strategy" in content and "strategies" in content:
-        raise ValueError(
-            f"The recipe {path} sets both 'strategy' and 'strategies'. Put all of them under 'strategies'."
-        )
+        raise ValueError(f"The recipe {path} sets 'strategy' and 'strategies'. Put all of them under 'strategies'.")
     return content
 
 
@@ -228,10 +226,11 @@ def run_recipe(
 def print_result(root: Path, matrix: dict[str, Any]) -> None:
     """Prints the matrix, the metrics, where the pictures lie, and a sample answer before and after."""
     from hf_lifealign._files import read_json
-    from hf_lifealign.report import matrix_table
+    from hf_lifealign.report.table import matrix_text
+    from hf_lifealign.report.view import view_matrix
 
     print()
-    print(matrix_table(matrix))
+    print(matrix_text(view_matrix(matrix)))
     samples = root / "samples.json"
     if samples.is_file():
         content = read_json(samples)

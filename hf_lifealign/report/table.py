@@ -89,6 +89,12 @@ def matrix_table(matrix: Mapping[str, Any], metric: str | None = None) -> str:
     return view_table(view_matrix(matrix, metric))
 
 
+def matrix_text(view: MatrixView) -> str:
+    """The matrix with its title and the metrics below it, for a terminal."""
+    numbers = markdown_table(("number", "value", "meaning"), summary_rows(view), left=3)
+    return "\n\n".join([view.title, view_table(view), numbers])
+
+
 def summary_rows(view: MatrixView) -> list[tuple[str, str, str]]:
     """`(short name, value, meaning)` of each number on a matrix; a missing one says what it needs."""
     rows = []

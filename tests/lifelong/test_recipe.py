@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.tiny import preference_rows, write_jsonl
 
+from hf_lifealign.lifelong.launch import processes_asked_for
 from hf_lifealign.lifelong.recipe import build_adapter, build_run, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +126,12 @@ def test_shipped_recipes_are_readable(path: Path) -> None:
     for task in content["tasks"]:
         if path.stem.startswith("quickstart"):
             assert (path.parent / task["train"]).is_file()
+
+
+def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("num_processes: 4\n")
+    assert processes_asked_for(["accelerate", "launch", "--cpu", "--num_processes", "2", "s.py", "--set", "a=1"]) == 2
+    assert processes_asked_for(["launch", "--num-processes=3", "s.py"]) == 3
+    assert processes_asked_for(["launch", "--config_file", str(config), "s.py"]) == 4
+    assert processes_asked_for(["launch", "s.py"]) is None
