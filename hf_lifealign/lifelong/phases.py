@@ -71,6 +71,13 @@ def latest_checkpoint(output_dir: Path, is_main_process: bool) -> str | None:
     return str(complete[max(complete)]) if complete else None
 
 
+def phase_logs(trainer: Trainer) -> list[dict[str, Any]]:
+    """What the trainer logged, without what counts from its last start instead of the phase's: its closing entry, whose
+    loss is an average over those steps, and TRL's token counter."""
+    entries = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    return [{key: value for key, value in entry.items() if key != "num_tokens"} for entry in entries]
+
+
 def with_extra_loss(trainer_class: type[Trainer]) -> type[Trainer]:
     """The trainer class with the seam for extra losses, which FPOTrainer has already."""
     if issubclass(trainer_class, ExtraLossMixin):

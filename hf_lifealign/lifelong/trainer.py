@@ -31,7 +31,7 @@ from hf_lifealign.lifelong.examiner import Examiner
 from hf_lifealign.lifelong.guards import refuse_sharded_training
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
-from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments
+from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
 from hf_lifealign.lifelong.progress import TRAINED_PAIR, WARM_STARTED_PAIR, RunProgress, StepProgress
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
 from hf_lifealign.lifelong.state import RunState, adapter_settings, changed_arguments, plain
@@ -365,7 +365,7 @@ class LifelongTrainer:
         for strategy in self.strategies:
             record |= strategy.record(self, phase)
         if self.is_main_process:
-            write_json(self.directory.logs(phase.task, phase.name), trainer.state.log_history)
+            write_json(self.directory.logs(phase.task, phase.name), phase_logs(trainer))
         self._track_consolidation(record, trainer.state.global_step)
         del trainer
         gc.collect()

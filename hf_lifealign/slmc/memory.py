@@ -314,7 +314,15 @@ def _read_header(path: Path) -> dict[str, Any]:
 
 
 def _json_sha256(value: Any) -> str:
+    """Hash of JSON without dates and durations, so that the same life has the same checksum whenever it was lived."""
+    value = _timeless(value)
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key not in ("date", "seconds")}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
 def _short(value: Any) -> str:

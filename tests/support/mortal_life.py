@@ -23,12 +23,14 @@ def mortal(function: Callable[..., Any], before: bool) -> Callable[..., Any]:
     def counted(*args: Any, **kwargs: Any) -> Any:
         global events
         events += 1
-        if events == fatal and before:
+        mine = events
+        if mine == fatal and before:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = function(*args, **kwargs)
-        if events == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return function(*args, **kwargs)
+        finally:
+            if mine == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return counted
 
