@@ -62,6 +62,16 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     os.replace(partial, path)
 
 
+def sweep(root: Path) -> None:
+    """Removes what a killed process left half-written under `root`."""
+    leftovers = [path for path in root.rglob(".*") if path.name.endswith((".partial", ".removed")) or path.is_file()]
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.exists():
+            path.unlink()
+
+
 def remove_folder(path: Path) -> None:
     """Removes a folder so that it is gone by name at once, even if the process dies half-way."""
     if not path.exists():

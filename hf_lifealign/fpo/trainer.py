@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,25 @@ class _MarginProbe(float):
         return product
 
 
+def with_consolidation(
+    callbacks: list[TrainerCallback] | None, model: Any, peft_config: "PeftConfig | None", args: FPOConfig
+) -> list[TrainerCallback] | None:
+    """The callbacks, and a ConsolidationCallback if the adapter is SLMC and they bring none.
+
+    It has to be there when the trainer is built: it learns from where a resumed run is loaded by watching that.
+    """
+    config = peft_config
+    if config is None and not isinstance(model, str) and is_peft_model(model):
+        config = model.peft_config.get("default")
+    if config is None or config.peft_type != "SLMC":
+        return callbacks
+    from hf_lifealign.slmc import ConsolidationCallback
+
+    if any(isinstance(callback, ConsolidationCallback) for callback in callbacks or ()):
+        return callbacks
+    return [*(callbacks or ()), ConsolidationCallback(task_name=Path(str(args.output_dir)).name)]
+
+
 class FPOTrainer(ExtraLossMixin, DPOTrainer):
     r"""
     Trainer for Focalized Preference Optimization (FPO), the learning half of LifeAlign (arXiv 2509.17183).
@@ -54,8 +74,9 @@ class FPOTrainer(ExtraLossMixin, DPOTrainer):
     of pairs with a weight under 0.05) and `focal/review` (share with p < 0.5).
 
     With an adapter of type SLMC ([`SLMCConfig`]) it consolidates the adapter when training ends, by adding a
-    [`ConsolidationCallback`] unless one is among `callbacks`. Rows that already carry `ref_chosen_logps` and
-    `ref_rejected_logps` are used as they are with `precompute_ref_log_probs=True`.
+    [`ConsolidationCallback`] (whose task is named after `output_dir`) unless one is among `callbacks`.
+    Rows that already carry `ref_chosen_logps` and `ref_rejected_logps` are used as they are with
+    `precompute_ref_log_probs=True`.
 
     Example:
 
@@ -142,7 +163,7 @@ class FPOTrainer(ExtraLossMixin, DPOTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
-            callbacks=callbacks,
+            callbacks=with_consolidation(callbacks, model, peft_config, args),
             optimizers=optimizers,
             quantization_config=quantization_config,
             peft_config=peft_config,
@@ -155,24 +176,11 @@ class FPOTrainer(ExtraLossMixin, DPOTrainer):
         self.focal_loss_weight = self.loss_weights[index]
         others = [*self.loss_weights[:index], *self.loss_weights[index + 1 :]]
         self.loss_weights = [0.0 if self.focal_gamma > 0 else self.focal_loss_weight, *others]
-        self._add_consolidation()
 
     def _use_base_reference(self) -> None:
         """Makes "adapters off" the reference where DPOTrainer has put a copy of the current adapter."""
         if self.reference == "base" and self._own_reference:
             drop_reference_adapter(self.accelerator.unwrap_model(self.model))
-
-    def _add_consolidation(self) -> None:
-        """Adds a ConsolidationCallback for an SLMC adapter, unless the caller has brought one."""
-        if not is_peft_model(self.model):
-            return
-        config = self.accelerator.unwrap_model(self.model).peft_config.get("default")
-        if config is None or config.peft_type != "SLMC":
-            return
-        from hf_lifealign.slmc import ConsolidationCallback
-
-        if not any(isinstance(callback, ConsolidationCallback) for callback in self.callback_handler.callbacks):
-            self.add_callback(ConsolidationCallback(task_name=self._name.lower()))
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names or ()):

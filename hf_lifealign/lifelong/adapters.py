@@ -1,5 +1,7 @@
 """The adapter of a run: made once, restored from a saved state, saved without what must not be published."""
 
+import copy
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,8 @@ ADAPTER = "default"
 def create_adapter(base: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
     """Wraps the base with a new, seeded adapter."""
     set_seed(seed)
-    return get_peft_model(base, config)
+    # PEFT writes into the configuration it is given
+    return get_peft_model(base, copy.deepcopy(config))
 
 
 def restore_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> Any:
@@ -47,6 +50,12 @@ def save_adapter(model: Any, folder: Path) -> None:
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
     # PEFT writes a blank model card
     (folder / "README.md").unlink(missing_ok=True)
+    # and sets in the order of the process's hash seed
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name].sort()
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     tensors = load_file(folder / "adapter_model.safetensors")
     if not tensors:
         raise ValueError(f"The adapter that was saved to {folder} holds no tensor. The run stops before publishing it.")
@@ -64,13 +73,28 @@ def copy_adapter(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def untouched_forward(model: Any) -> Iterator[None]:
-    """Takes back what trainers put in front of `forward` (fused LM head, autocast), so that it does not pile up."""
-    owners = [model, model.get_base_model()]
+def trainer_traces_removed(model: Any) -> Iterator[None]:
+    """Takes back what trainers do to a model for good, so that a phase finds it as a fresh process would.
+
+    That is: what they put in front of `forward` (fused LM head, autocast), dropout switched off, gradient
+    checkpointing, and the hooks that make embeddings require gradients.
+    """
+    base = model.get_base_model()
+    owners = [model, base]
     before = [owner.__dict__.get("forward") for owner in owners]
+    # several owners register such hooks, and each remembers only its last
+    embedding_hooks = base.get_input_embeddings()._forward_hooks
+    known_hooks = set(embedding_hooks)
+    dropout = {module: module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     try:
         yield
     finally:
+        for module, p in dropout.items():
+            module.p = p
+        for key in set(embedding_hooks) - known_hooks:
+            del embedding_hooks[key]
+        if getattr(base, "is_gradient_checkpointing", False):
+            base.gradient_checkpointing_disable()
         for owner, forward in zip(owners, before, strict=True):
             if forward is None:
                 owner.__dict__.pop("forward", None)

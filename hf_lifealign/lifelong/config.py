@@ -62,6 +62,9 @@ class LifelongConfig:
         for name in ("eval_batch_size", "judge_prompts", "max_new_tokens", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"You set {name}={getattr(self, name)}. It has to be at least 1.")
+        for name in ("judges", "sample_prompts"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         if isinstance(self.report_to, str):
             self.report_to = [] if self.report_to == "none" else [self.report_to]
         if not self.output_dir:
@@ -75,7 +78,8 @@ class LifelongConfig:
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run, as JSON: everything but where it lies and how it is shown."""
         content = {key: value for key, value in self.__dict__.items() if key != "strategies"}
-        for name in ("output_dir", "report_to", "disable_tqdm"):
+        # the general text counts by its content, which the run adds
+        for name in ("output_dir", "report_to", "disable_tqdm", "general_text"):
             content.pop(name)
         return content
 

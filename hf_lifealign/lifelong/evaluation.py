@@ -1,5 +1,6 @@
 """What a model is measured on after each task: preference margins, generated answers, general perplexity."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import maybe_apply_chat_template
+from trl import apply_chat_template
 
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.scoring import EncodedPair, score_pairs
+
+# how many test pairs a result stands on; kept beside the measures
+SCORED_PAIRS = "scored_pairs"
 
 
 def preference_results(
@@ -50,27 +54,41 @@ def margin_results(
             "the training arguments."
         )
     scored = score_pairs(model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress)
-    return preference_results(scored, [reference[i] for i in kept])
+    results = preference_results(scored, [reference[i] for i in kept])
+    return results | {SCORED_PAIRS: float(len(kept))}
 
 
 @torch.no_grad()
 def generate_answers(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Any], max_new_tokens: int, batch_size: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    batch_size: int,
 ) -> list[str]:
-    """Greedy answers to prompts (strings, or lists of messages), batched with padding on the left."""
-    texts = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            texts.append(prompt)
-        else:
-            texts.append(maybe_apply_chat_template({"prompt": prompt}, tokenizer)["prompt"])
+    """Greedy answers to the prompts of rows, batched with padding on the left.
+
+    Args:
+        rows (`Sequence[Mapping]`): each with `prompt` (a string, or messages) and, where it has them, `tools` and
+            `chat_template_kwargs`, as in training.
+    """
+    texts, standard = [], all(isinstance(row["prompt"], str) for row in rows)
+    for row in rows:
+        if isinstance(row["prompt"], str):
+            texts.append(row["prompt"])
+            continue
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        kwargs = row.get("chat_template_kwargs") or {}
+        example = {"prompt": row["prompt"]}
+        texts.append(apply_chat_template(example, tokenizer, tools=tools, **kwargs)["prompt"])
     was_training, side = model.training, tokenizer.padding_side
     model.eval()
     tokenizer.padding_side = "left"
     answers: list[str] = []
     try:
         for i in range(0, len(texts), batch_size):
-            batch = tokenizer(texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=False)
+            batch = tokenizer(texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=standard)
             batch = batch.to(next(model.parameters()).device)
             batch.pop("token_type_ids", None)
             out = model.generate(
@@ -104,7 +122,7 @@ def judge_results(
     if not judges:
         return {}
     prompts = list(rows["prompt"])
-    answers = generate_answers(model, tokenizer, prompts, max_new_tokens, batch_size)
+    answers = generate_answers(model, tokenizer, list(rows), max_new_tokens, batch_size)
     references = [_text(chosen) for chosen in rows["chosen"]]
     results = {}
     for name, judge in judges.items():

@@ -2,15 +2,17 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import Dataset
 
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign._resources import resource_path
 from hf_lifealign.judges import Judge
-from hf_lifealign.lifelong.evaluation import adapters_off, generate_answers, judge_results, margin_results
+from hf_lifealign.lifelong.evaluation import SCORED_PAIRS, adapters_off, generate_answers, judge_results, margin_results
 from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.references import ReferenceStore
 from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, text_perplexity
@@ -51,32 +53,41 @@ class Examiner:
                 "of that name."
             )
         self.store = ReferenceStore(run.is_main_process)
-        self._encoded: dict[str, list[EncodedPair]] = {}
+        self._encoded: dict[str, tuple[Dataset, list[EncodedPair]]] = {}
 
     # References
 
     def _encode(self, rows: Dataset, key: str) -> list[EncodedPair]:
-        if key not in self._encoded:
+        cached = self._encoded.get(key)
+        if cached is None or cached[0] is not rows:
             args = self.run.training_args
             mode = getattr(args, "truncation_mode", "keep_start")
-            self._encoded[key] = encode_pairs(rows, self.run.processing_class, getattr(args, "max_length", None), mode)
-        return self._encoded[key]
+            pairs = encode_pairs(rows, self.run.processing_class, getattr(args, "max_length", None), mode)
+            cached = self._encoded[key] = (rows, pairs)
+        return cached[1]
 
-    def reference(self, rows: Dataset, key: str, ld_alpha: float | None = None) -> list[tuple[float, float]]:
-        """Log-probabilities of rows under the untouched base, computed once per run.
+    def reference(self, rows: Dataset, key: str, for_training: bool = False) -> list[tuple[float, float]]:
+        """Log-probabilities of rows under the untouched base, computed once per run. Every process has to call it.
 
         Args:
             rows (`datasets.Dataset`): preference rows.
             key (`str`): their name in the run, `"<task>-train"`, say.
-            ld_alpha (`float`, *optional*): see [`~trl.DPOConfig`].
+            for_training (`bool`): compute them as the trainer computes the policy's: with its `ld_alpha`, and in its
+                mixed precision, without which a margin that is zero would not look it.
         """
         run = self.run
         pairs = self._encode(rows, key)
-        words = (run.base_name, str(ld_alpha), str(run.args.eval_batch_size), str(run.model.dtype))
+        args = run.training_args
+        ld_alpha = getattr(args, "ld_alpha", None) if for_training else None
+        mixed = (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None) if for_training else None
+        base = run.state.content["settings"]["base_digest"]
+        words = (base, str(ld_alpha), str(mixed), str(run.args.eval_batch_size))
 
         def compute() -> list[tuple[float, float]]:
             run.progress.stage(f"reference · {key}")
-            with adapters_off(run.model):
+            device = next(run.model.parameters()).device.type
+            autocast = torch.autocast(device, mixed) if mixed is not None else nullcontext()
+            with adapters_off(run.model), autocast:
                 return score_pairs(run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha)
 
         task, _, split = key.rpartition("-")
@@ -106,7 +117,7 @@ class Examiner:
                     self._examine_task(None, name)
             self._perplexity(None)
             path = run.directory.evaluation(None, _SAMPLES)
-            if run.args.sample_prompts and not path.is_file():
+            if run.args.sample_prompts and not run.agreed(path.is_file()):
                 self._write(path, {"answers": self._answers()})
 
     def _examine_task(self, after: str | None, name: str) -> None:
@@ -114,7 +125,7 @@ class Examiner:
         path = run.directory.evaluation(after, name)
         for strategy in run.strategies:
             strategy.before_evaluation(run, name)
-        if not path.is_file():
+        if not run.agreed(path.is_file()):
             run.progress.stage(f"after {after or 'nothing'} · evaluating {name}")
             test = run.stream[name].load().test
             pairs = self._encode(test, f"{name}-test")
@@ -127,36 +138,40 @@ class Examiner:
                 run.model, run.processing_class, subset, self.judges, run.args.max_new_tokens, run.args.eval_batch_size
             )
             self._write(path, results)
-        results = read_json(path)
+        results = {name: value for name, value in read_json(path).items() if name != SCORED_PAIRS}
         for strategy in run.strategies:
             strategy.after_evaluation(run, name, results)
 
     def _perplexity(self, after: str | None) -> None:
         run = self.run
         path = run.directory.evaluation(after, PERPLEXITY)
-        if run.args.general_text == "none" or path.is_file():
+        if run.args.general_text == "none" or run.agreed(path.is_file()):
             return
         text = general_text(run.args.general_text)
         value = text_perplexity(run.model, run.processing_class, text, batch_size=run.args.eval_batch_size)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        self._write(path, {"perplexity": value, "text_sha256": digest})
+        self._write(path, {"perplexity": value, "text_sha256": self.general_text_digest()})
+
+    def general_text_digest(self) -> str | None:
+        """SHA-256 of the general text, or `None` if none is watched."""
+        choice = self.run.args.general_text
+        return None if choice == "none" else hashlib.sha256(general_text(choice).encode()).hexdigest()
 
     # Samples
 
     def _answers(self) -> list[str]:
         run = self.run
-        prompts = [[{"role": "user", "content": prompt}] for prompt in run.args.sample_prompts]
-        if run.processing_class.chat_template is None:
-            prompts = list(run.args.sample_prompts)  # type: ignore[arg-type]
+        rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in run.args.sample_prompts]
+        if run.processing_class.chat_template is not None:
+            rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
         return generate_answers(
-            run.model, run.processing_class, prompts, run.args.max_new_tokens, run.args.eval_batch_size
+            run.model, run.processing_class, rows, run.args.max_new_tokens, run.args.eval_batch_size
         )
 
     def sample_answers(self) -> None:
         """Answers the sample prompts with the final policy, beside the base's answers."""
         run = self.run
         path = run.directory.root / "samples.json"
-        if not run.args.sample_prompts or path.is_file():
+        if not run.args.sample_prompts or run.agreed(path.is_file()):
             return
         before = read_json(run.directory.evaluation(None, _SAMPLES))["answers"]
         self._write(path, {"prompts": run.args.sample_prompts, "base": before, "after": self._answers()})

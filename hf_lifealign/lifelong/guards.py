@@ -3,7 +3,7 @@
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 
 def refuse_sharded_training(*arguments: Any) -> None:
@@ -16,7 +16,7 @@ def refuse_sharded_training(*arguments: Any) -> None:
         ValueError: if one of them, or the launcher, asks for sharded parameters.
     """
     kind = None
-    if PartialState().distributed_type == DistributedType.FSDP:
+    if PartialState().distributed_type == DistributedType.FSDP or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         kind = "FSDP"
     for args in arguments:
         if args is None:

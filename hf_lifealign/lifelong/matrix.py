@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lifealign._files import read_json
+from hf_lifealign.lifelong.evaluation import SCORED_PAIRS
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.metrics import performance_matrix as pm
 
@@ -55,7 +56,11 @@ def build_matrix(
             break
         stages.append(row)
     base = _row(directory, None, tasks) if all_tasks else None
-    names = sorted(stages[0][0]) if stages else []
+    names = sorted(set(stages[0][0]) - {SCORED_PAIRS}) if stages else []
+    if stages:
+        # pairs whose completion the cut has taken away were not scored
+        scored = [int(cell.get(SCORED_PAIRS, count)) for cell, count in zip(stages[-1], counts, strict=False)]
+        counts = scored + counts[len(scored) :]
     matrices = {name: [[cell[name] for cell in row] for row in stages] for name in names}
     baseline = {name: [cell[name] for cell in base] for name in names} if base is not None else None
     return {

@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
@@ -13,6 +15,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from hf_lifealign._files import remove_folder, write_json
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
+from hf_lifealign.slmc import ConsolidationCallback
 from hf_lifealign.strategies import WARM_START, Phase
 
 _SEAL = "sealed.json"
@@ -34,7 +37,9 @@ def phase_arguments(
     args.seed = phase_seed(seed, phase)
     args.data_seed = None
     args.save_strategy = SaveStrategy.STEPS
-    args.save_steps = checkpoint_steps
+    # Right after a log: what a trainer has gathered since the last one is lost with the process.
+    every = args.logging_steps if args.logging_strategy == "steps" and args.logging_steps >= 1 else 1
+    args.save_steps = int(math.ceil(checkpoint_steps / every) * every)
     args.save_total_limit = 2
     args.load_best_model_at_end = False
     args.eval_strategy = type(args.eval_strategy)("no")
@@ -54,6 +59,7 @@ class CheckpointSeal(TrainerCallback):
     """Marks a checkpoint as complete, once everything of it is on disk."""
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # every process has written its part
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             write_json(folder / _SEAL, {"global_step": state.global_step})
@@ -107,6 +113,12 @@ def build_trainer(
     trainer = cls(processing_class=processing_class, **kwargs)
     if isinstance(trainer, ExtraLossMixin):
         trainer.extra_losses = tuple(extra_losses)
+    if not any(isinstance(callback, ConsolidationCallback) for callback in callbacks):
+        # FPOTrainer brings one by itself; in a life the strategies alone decide what is consolidated.
+        for callback in list(trainer.callback_handler.callbacks):
+            if isinstance(callback, ConsolidationCallback):
+                callback.detach()
+                trainer.remove_callback(callback)
     trainer.add_callback(CheckpointSeal())
     # Without its bar a trainer prints every log; the run keeps them in files, and has a bar of its own.
     trainer.remove_callback(PrinterCallback)

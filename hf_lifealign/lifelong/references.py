@@ -5,6 +5,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.lifelong.scoring import EncodedPair
 
@@ -28,7 +31,7 @@ class ReferenceStore:
 
     def __init__(self, is_main_process: bool) -> None:
         self.is_main_process = is_main_process
-        self._cache: dict[Path, list[LogPs]] = {}
+        self._cache: dict[tuple[Path, str], list[LogPs]] = {}
 
     def get(
         self,
@@ -44,11 +47,11 @@ class ReferenceStore:
         Returns:
             `list[tuple[float, float]]`: log-probabilities of chosen and rejected, in nats.
         """
-        if path in self._cache:
-            return self._cache[path]
         digest = pairs_digest(pairs, *words)
+        if (path, digest) in self._cache:
+            return self._cache[path, digest]
         values: list[LogPs] | None = None
-        if path.is_file():
+        if broadcast_object_list([path.is_file()])[0]:
             stored = read_json(path)
             if stored.get("digest") == digest and len(stored["logps"]) == len(pairs):
                 values = [(float(a), float(b)) for a, b in stored["logps"]]
@@ -56,5 +59,6 @@ class ReferenceStore:
             values = compute()
             if self.is_main_process:
                 write_json(path, {"digest": digest, "logps": values})
-        self._cache[path] = values
+            PartialState().wait_for_everyone()
+        self._cache[path, digest] = values
         return values

@@ -64,7 +64,8 @@ def _cut(row: dict[str, list[int]], max_length: int | None, mode: str) -> Encode
         if mode == "keep_end":
             sides[side] = (ids[dropped:], max(0, start - dropped))
         else:
-            sides[side] = (ids[: len(ids) - dropped], start)
+            kept = ids[: len(ids) - dropped]
+            sides[side] = (kept, min(start, len(kept)))
     return EncodedPair(sides["chosen"][0], sides["rejected"][0], sides["chosen"][1], sides["rejected"][1])
 
 
@@ -76,7 +77,7 @@ def _completion_logps(model: torch.nn.Module, rows: list[tuple[list[int], int]],
     """Log-probabilities of the completion tokens of each row, each a `torch.Tensor` of shape `(completion,)`."""
     longest = max(len(ids) for ids, _ in rows)
     # A completion's first token may be the very first of the row (keep_end): nothing predicts that one.
-    first = max(0, min(start for _, start in rows) - 1)
+    first = max(0, min(min(start for _, start in rows) - 1, longest - 2))
     device = _device(model)
     input_ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows], device=device)
@@ -184,7 +185,7 @@ def text_perplexity(
     Raises:
         ValueError: if the text has fewer than two tokens.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
     windows = [ids[i : i + window] for i in range(0, len(ids), window)]
     windows = [part for part in windows if len(part) > 1]
     if not windows:

@@ -1,11 +1,14 @@
 """state.json: what a run was asked to do, how far it is, and whether a restart asks for the same."""
 
+import hashlib
 import platform
 from dataclasses import MISSING, fields
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from transformers import TrainingArguments
 
@@ -45,7 +48,22 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return getattr(value, "value", value)
-    return getattr(value, "value", None) or type(value).__name__
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if callable(getattr(value, "to_dict", None)):
+        return plain(value.to_dict())
+    return str(value) if isinstance(value, (torch.dtype, torch.device, Path)) else type(value).__name__
+
+
+def base_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and outermost values of a model's parameters: tells bases apart at no cost."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        ends = torch.cat([flat[:32], flat[-32:]]).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(ends.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def adapter_settings(config: PeftConfig) -> dict[str, Any]:

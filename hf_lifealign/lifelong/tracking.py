@@ -1,10 +1,12 @@
 """The whole life as one run of TensorBoard, trackio or wandb, instead of one run per phase."""
 
 import copy
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import patch_environment
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -30,11 +32,17 @@ class RunTracker:
         self.callbacks: list[TrainerCallback] = []
         if not report_to or not is_main_process:
             return
-        # the one folder in which every start of the run finds the events of the earlier ones
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "tracking"))
-        self.callbacks = [factory() for factory in get_reporting_integration_callbacks(list(report_to))]
-        for callback in self.callbacks:
-            callback.on_train_begin(self.args, self.state, self.control)
+        # Every start of the run goes on with what the first one began.
+        name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        own = {
+            "TENSORBOARD_LOGGING_DIR": str(folder / "tracking"),
+            "WANDB_RUN_ID": name,
+            "WANDB_RESUME": "allow",
+        }
+        with patch_environment(**{key: value for key, value in own.items() if key not in os.environ}):
+            self.callbacks = [factory() for factory in get_reporting_integration_callbacks(list(report_to))]
+            for callback in self.callbacks:
+                callback.on_train_begin(self.args, self.state, self.control)
 
     def log(self, values: dict[str, float], step: int = 0) -> None:
         """Reports values at a step of the present phase."""

@@ -1,5 +1,6 @@
 """LifelongTrainer: trains a stream of preference tasks one after another, and keeps what was learnt."""
 
+import copy
 import gc
 import time
 from collections.abc import Mapping, Sequence
@@ -8,23 +9,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
 from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from hf_lifealign._files import read_json, remove_folder, write_folder, write_json
+from hf_lifealign._files import read_json, remove_folder, sweep, write_folder, write_json
 from hf_lifealign.fpo import FPOConfig, FPOTrainer
-from hf_lifealign.fpo.reference import drop_reference_adapter
+from hf_lifealign.fpo.reference import check_adapter, drop_reference_adapter
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.adapters import (
     copy_adapter,
     create_adapter,
     restore_adapter,
     save_adapter,
-    untouched_forward,
+    trainer_traces_removed,
 )
 from hf_lifealign.lifelong.config import LifelongConfig
 from hf_lifealign.lifelong.examiner import Examiner
@@ -34,7 +36,7 @@ from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
 from hf_lifealign.lifelong.progress import TRAINED_PAIR, WARM_STARTED_PAIR, RunProgress, StepProgress
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
-from hf_lifealign.lifelong.state import RunState, adapter_settings, changed_arguments, plain
+from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
 from hf_lifealign.models import public_name, resolve_model
 from hf_lifealign.report import write_adapter_card, write_report
@@ -130,13 +132,16 @@ class LifelongTrainer:
         self.trainer_class = trainer_class
         self.training_args = training_args
         self.warm_start_args = warm_start_args
-        self.peft_config = peft_config
+        # PEFT writes into the configuration it is given; the user's stays as it was
+        self.peft_config = copy.deepcopy(peft_config)
+        self._check_adapter()
         self.user_callbacks = list(callbacks)
         self.strategies = self._resolve_strategies(args.strategies)
         self.stream_report = stream.validate()
         self.directory = RunDirectory(args.output_dir, stream.names)
         self._model_source = resolve_model(model) if isinstance(model, str) else model
         self._model_init_kwargs = dict(model_init_kwargs or {})
+        self._prepared = False
         given = model if isinstance(model, str) else get_config_model_id(model.config) or type(model).__name__
         self.base_name = public_name(given)
         self._processing_class = processing_class or self._load_tokenizer()
@@ -144,6 +149,15 @@ class LifelongTrainer:
             self._processing_class.pad_token = self._processing_class.eos_token
         self.examiner = Examiner(self, judges or {})
         self.model: Any = None
+
+    def _check_adapter(self) -> None:
+        if self.peft_config.is_prompt_learning:
+            raise ValueError(
+                f"You set a {type(self.peft_config).__name__}. PEFT does not load prompt-learning adapters for further "
+                "training, so that a run could not go on after an interruption. Use a LoRA-like adapter."
+            )
+        # Evaluation and references take the model with adapters off for the base, whatever the trainer.
+        check_adapter(self.peft_config, "base", is_new=True)
 
     # What strategies may use (see `hf_lifealign.strategies.Run`)
 
@@ -171,7 +185,7 @@ class LifelongTrainer:
         """Rows with columns of reference log-probabilities, if the preference phase measures against the base."""
         if not self.keeps_reference:
             return rows
-        values = self.examiner.reference(rows, key, getattr(self.training_args, "ld_alpha", None))
+        values = self.examiner.reference(rows, key, for_training=True)
         columns = zip(*values, strict=True)
         for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
             rows = rows.add_column(name, list(column))
@@ -211,14 +225,31 @@ class LifelongTrainer:
         return AutoTokenizer.from_pretrained(name)
 
     def _load_base(self) -> PreTrainedModel:
-        if not isinstance(self._model_source, str):
-            return self._model_source
-        return create_model_from_path(self._model_source, **{"dtype": "float32", **self._model_init_kwargs})
+        base = self._model_source
+        if isinstance(base, str):
+            kwargs: dict[str, Any] = {"dtype": "float32", **self._model_init_kwargs}
+            if self.distributed.num_processes > 1:
+                kwargs["device_map"] = None  # each process holds the whole model
+            base = create_model_from_path(base, **kwargs)
+        if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+            raise ValueError(
+                "The base model carries an adapter already, of an earlier life perhaps. Its weights would be taken for "
+                "the base's. Pass a freshly loaded model, or the name of one."
+            )
+        if not hasattr(base, "hf_device_map") and not getattr(base, "is_quantized", False):
+            base.to(self.training_args.device)  # type: ignore[arg-type]
+        return base
 
-    def settings(self) -> dict[str, Any]:
+    def agreed(self, fact: bool) -> bool:
+        """What the main process found. Processes that look at the disk by themselves may see different states."""
+        return bool(broadcast_object_list([fact])[0])
+
+    def settings(self, base: PreTrainedModel) -> dict[str, Any]:
         """What decides the result of this run, as JSON."""
         return {
             "base_model": self.base_name,
+            "base_digest": base_digest(base),
+            "general_text": self.examiner.general_text_digest(),
             "model_init_kwargs": plain(self._model_init_kwargs),
             "run": plain(self.args.settings()),
             "trainer": self.trainer_class.__name__,
@@ -252,10 +283,14 @@ class LifelongTrainer:
         Returns:
             `dict`: the content of `matrix.json`.
         """
-        self.state = RunState(self.directory.state, self.settings(), self.stream.names, self.is_main_process)
-        self.distributed.wait_for_everyone()
-        reached = [folder for folder in self._snapshots() if folder.is_dir()]
         base = self._load_base()
+        settings = self.settings(base)
+        self.distributed.wait_for_everyone()
+        self.state = RunState(self.directory.state, settings, self.stream.names, self.is_main_process)
+        reached = [folder for folder in self._snapshots() if self.agreed(folder.is_dir())]
+        self._check_published(reached)
+        if self.is_main_process:
+            sweep(self.directory.root)
         if reached:
             self.model = restore_adapter(base, reached[-1], self.peft_config)
         else:
@@ -264,8 +299,7 @@ class LifelongTrainer:
         self.progress = RunProgress(*self._work(), disable=self.args.disable_tqdm or not self.is_main_process)
         self.tracker = RunTracker(self.args.report_to, self.directory.root, self.training_args, self.is_main_process)
         try:
-            for strategy in self.strategies:
-                self.stream = strategy.prepare_stream(self, self.stream)
+            self._prepare_stream()
             self.examiner.examine_base()
             for index, task in enumerate(self.stream.names):
                 if self.state.task(index)["status"] == "done":
@@ -278,12 +312,30 @@ class LifelongTrainer:
             self.progress.close()
             self.tracker.close()
 
+    def _check_published(self, reached: list[Path]) -> None:
+        """The adapter after the last finished task is what the next one goes on from."""
+        done = [task for i, task in enumerate(self.stream.names) if self.state.task(i)["status"] == "done"]
+        if done and self.directory.adapter(done[-1]) not in reached:
+            raise FileNotFoundError(
+                f"The run has finished the task {done[-1]!r}, but {self.directory.adapter(done[-1])} is gone, and the "
+                "next task goes on from it. Restore that folder, or start again in a new output_dir."
+            )
+
+    def _prepare_stream(self) -> None:
+        if self._prepared:
+            return
+        names = self.stream.names
+        for strategy in self.strategies:
+            self.stream = strategy.prepare_stream(self, self.stream)
+            if self.stream.names != names:
+                raise ValueError(
+                    f"The strategy {strategy.name!r} turned the tasks {names} into {self.stream.names}. It may change "
+                    "their rows, not their names or order, by which a run finds what it has done."
+                )
+        self._prepared = True
+
     def _name_base(self) -> None:
         """Writes the base's public name into the adapter's configuration where it was loaded from a cache."""
-        if list(self.model.peft_config) != ["default"]:
-            raise ValueError(
-                f"The base model carries other adapters: {sorted(self.model.peft_config)}. Pass a clean one."
-            )
         # only a Hub id names a base that others can find; PEFT has written where this one was loaded from
         if isinstance(self._model_source, str) and self.base_name.count("/") == 1:
             self.model.peft_config["default"].base_model_name_or_path = self.base_name
@@ -308,9 +360,9 @@ class LifelongTrainer:
     def _train_phase(self, phase: Phase) -> dict[str, Any]:
         """Trains a phase, or goes on with it, or skips it if it is over; returns its record."""
         snapshot = self.directory.snapshot(phase.task, phase.name)
-        if not snapshot.is_dir():
+        if not self.agreed(snapshot.is_dir()):
             self.progress.stage(f"{phase.task} · {phase.name.replace('_', ' ')}")
-            with untouched_forward(self.model):
+            with trainer_traces_removed(self.model):
                 record = self._run_trainer(phase)
             if self.is_main_process:
                 write_folder(snapshot, lambda folder: self._save_phase(folder, record))
@@ -326,8 +378,7 @@ class LifelongTrainer:
 
     def _run_trainer(self, phase: Phase) -> dict[str, Any]:
         work = self.directory.work(phase.task, phase.name)
-        checkpoint = latest_checkpoint(work, self.is_main_process)
-        self.distributed.wait_for_everyone()
+        checkpoint = broadcast_object_list([latest_checkpoint(work, self.is_main_process)])[0]
         own = self.training_rows(phase.task)
         rows = own
         for strategy in self.strategies:

@@ -64,14 +64,18 @@ class ConsolidationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._unwrap is not None:
-            self._unwrap()
+        self.detach()
         self._loaded_from = None
         self.report = find_tuner(kwargs["model"]).consolidate()
         totals = {f"slmc/{name}": value for name, value in self.report.totals.items()}
         state.log_history.append({**totals, "epoch": state.epoch, "step": state.global_step})
         if state.is_world_process_zero:
             logger.info(self.report.summary())
+
+    def detach(self) -> None:
+        """Take back what the callback has put into the model; for whoever removes it from a trainer unused."""
+        if self._unwrap is not None:
+            self._unwrap()
 
     def _watch_load(self, model: nn.Module) -> None:
         """Remember from where the Trainer loads the owning adapter.

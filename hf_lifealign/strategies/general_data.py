@@ -1,5 +1,6 @@
 """General data: rows of a general preference set are mixed into every task, to keep general ability."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,23 @@ class GeneralDataStrategy(Strategy):
     ):
         if fraction <= 0:
             raise ValueError(f"You set fraction={fraction} of the strategy 'general_data'. It has to be above 0.")
+        unknown = sorted(set(phases) - {WARM_START, PREFERENCE})
+        if unknown:
+            raise ValueError(
+                f"You set the phases {unknown} of the strategy 'general_data'. There are {WARM_START!r} and "
+                f"{PREFERENCE!r}."
+            )
+        if not Path(path).expanduser().is_file():
+            raise ValueError(f"You set path={str(path)!r} of the strategy 'general_data'. There is no such file.")
         self.path = str(path)
         self.fraction = fraction
         self.phases = tuple(phases)
         self._added = 0
         self._rows: Dataset | None = None
+
+    def settings(self) -> dict[str, Any]:
+        digest = hashlib.sha256(Path(self.path).expanduser().read_bytes()).hexdigest()
+        return super().settings() | {"path": Path(self.path).name, "sha256": digest}
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
         from hf_lifealign.stream import Task, TaskStream

@@ -61,9 +61,9 @@ class ReplayStrategy(Strategy):
         return {"replay_rows": len(self._rows_before(run, phase.index)) if phase.name in self.phases else 0}
 
     def after_task(self, run: Run, task: str) -> None:
+        rows = run.training_rows(task)  # on every process: it may have to compute
         if not run.is_main_process:
             return
-        rows = run.training_rows(task)
         quota = share(len(rows), self.fraction)
         kept = reservoir(len(rows), quota, seeded_generator(run.seed, "replay", task))
         index = run.stream.names.index(task)

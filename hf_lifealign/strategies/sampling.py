@@ -45,10 +45,10 @@ def row_format(rows: Dataset) -> str:
 
 
 def mix(rows: Dataset, extra: list[dict[str, Any]], origin: str) -> Dataset:
-    """Appends rows to a data set. Columns that the set lacks are left out, those that the rows lack become `None`.
+    """Appends rows to a data set. What only one side has (columns, keys of messages) is `None` on the other.
 
     Raises:
-        ValueError: if one side is conversational and the other standard.
+        ValueError: if one side is conversational and the other standard, or only one has reference log-probabilities.
     """
     if not extra:
         return rows
@@ -58,5 +58,15 @@ def mix(rows: Dataset, extra: list[dict[str, Any]], origin: str) -> Dataset:
             f"The rows of {origin} are {kind} and those of the task {row_format(rows)}. TRL trains on one format at a "
             "time. Bring all tasks into one of them."
         )
-    aligned = [{name: row.get(name) for name in rows.column_names} for row in extra]
-    return concatenate_datasets([rows, Dataset.from_list(aligned, features=rows.features)])
+    if ("ref_chosen_logps" in rows.column_names) != ("ref_chosen_logps" in extra[0]):
+        raise ValueError(f"Only one of the task's rows and those of {origin} have reference log-probabilities.")
+    addition = Dataset.from_list(extra)
+    if addition.features == rows.features:
+        return concatenate_datasets([rows, addition])
+    # arrow takes the columns from the first row alone
+    columns = dict.fromkeys([*rows.column_names, *addition.column_names])
+    mixed = [{name: row.get(name) for name in columns} for row in [*rows, *extra]]
+    if "chat_template_kwargs" in columns:
+        # TRL unpacks it, and None cannot be unpacked
+        mixed = [row | {"chat_template_kwargs": row["chat_template_kwargs"] or {}} for row in mixed]
+    return Dataset.from_list(mixed)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from support.life import life_files, slmc, swapped, tiny_life, tiny_stream
-from support.tiny import preference_dataset, tiny_model
+from support.tiny import preference_dataset, preference_rows, tiny_model
 from transformers import TrainerCallback
 from trl import DPOTrainer
 
-from hf_lifealign import LifelongTrainer, Task, TaskStream, load_adapter
+from hf_lifealign import LifelongTrainer, Strategy, Task, TaskStream, load_adapter
 from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
 
 
@@ -183,6 +184,98 @@ def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "nothing may be written by a run that is refused"
 
 
+def test_a_published_adapter_that_is_gone_is_missed(tmp_path: Path) -> None:
+    import shutil
+
+    trainer = tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False)
+    trainer.train()
+    state = json.loads(trainer.directory.state.read_text())
+    shutil.rmtree(trainer.directory.adapter("one"))
+    with pytest.raises(FileNotFoundError, match="is gone"):
+        tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False).train()
+    assert state["status"] == "done"
+
+
+def test_another_base_of_the_same_name_is_noticed(tmp_path: Path) -> None:
+    tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False).train()
+    with pytest.raises(ValueError, match="base_digest: was"):
+        tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False, model=tiny_model(1)).train()
+
+
+def test_training_twice_in_one_process_changes_nothing(tmp_path: Path) -> None:
+    config = slmc(target_modules="all-linear")
+    first = tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False, peft_config=config)
+    matrix = first.train()
+    assert config.target_modules == "all-linear", "the user's configuration is left alone"
+    again = tiny_life(tmp_path / "run", stream=tiny_stream()[:1], warm_start=False, peft_config=config)
+    assert again.train() == matrix
+    with pytest.raises(ValueError, match="carries an adapter already"):
+        tiny_life(tmp_path / "other", model=first.model.get_base_model()).train()
+
+
+def test_phases_find_the_model_as_a_fresh_process_would(tmp_path: Path) -> None:
+    """Dropout, hooks and checkpointing that a trainer leaves behind would make a resumed run differ."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Watch(Strategy):
+        name = "watch"
+
+        def before_phase(self, run: Any, phase: Any, trainer: Any) -> None:
+            base = run.model.get_base_model()
+            hooks = len(base.get_input_embeddings()._forward_hooks)
+            dropout = {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)}
+            seen.append((phase.name, hooks, dropout))
+
+    training = {"gradient_checkpointing": True}
+    trainer = tiny_life(
+        tmp_path / "run", stream=tiny_stream()[:2], peft_config=slmc(lora_dropout=0.1), training=training,
+        strategies=[Watch(), "consolidation"],
+    )  # fmt: skip
+    trainer.train()
+    assert seen[0] == seen[2]
+    assert seen[1] == seen[3]
+    assert seen[0][2] == {0.1}
+    assert seen[1][2] == {0.0}, "DPOTrainer switches dropout off, for its own phase"
+
+
+def test_only_the_named_phases_consolidate(tmp_path: Path) -> None:
+    strategies = [{"name": "consolidation", "phases": ["warm_start"]}]
+    trainer = tiny_life(tmp_path / "run", stream=tiny_stream()[:1], strategies=strategies)
+    trainer.train()
+    entries = trainer.model.base_model.memory.entries
+    assert [(entry["task"], entry["phase"]) for entry in entries] == [("one", "warm_start")]
+
+
+def test_a_strategy_may_not_rename_or_reorder_tasks(tmp_path: Path) -> None:
+    class Reverse(Strategy):
+        name = "reverse"
+
+        def prepare_stream(self, run: Any, stream: Any) -> Any:
+            return stream.reordered(list(reversed(stream.names)))
+
+    with pytest.raises(ValueError, match="not their names or order"):
+        tiny_life(tmp_path / "run", strategies=[Reverse(), "consolidation"]).train()
+
+
+def test_pairs_that_the_cut_empties_are_not_counted(tmp_path: Path) -> None:
+    long = preference_rows(2, start=70)
+    for row in long:
+        row["prompt"][0]["content"] = "x" * 200
+    test = Dataset.from_list(preference_rows(4, start=20) + long)
+    stream = TaskStream([Task("one", preference_dataset(12), test)])
+    matrix = tiny_life(tmp_path / "run", stream=stream, warm_start=False, training={"max_length": 150}).train()
+    assert matrix["counts"] == [4]
+
+
+def test_adapters_for_which_off_is_not_the_base_are_refused(tmp_path: Path) -> None:
+    for adapter, text in (
+        (LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"), "pissa"),
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "could not go on"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            tiny_life(tmp_path, trainer_class=DPOTrainer, peft_config=adapter)
+
+
 def test_a_run_that_diverges_stops_before_publishing(tmp_path: Path) -> None:
     class Poison(TrainerCallback):
         def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -202,10 +295,14 @@ def test_sharded_training_is_refused() -> None:
         "    try: r(args)\n"
         "    except ValueError as e: print(e)\n"
         "r(N(deepspeed_plugin=N(zero_stage=2), fsdp=[]))\n"
+        "import os; os.environ['ACCELERATE_USE_FSDP'] = 'true'\n"
+        "try: r()\n"
+        "except ValueError as e: print('launched', e)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "ZeRO-3" in done.stdout
     assert "FSDP" in done.stdout
+    assert "launched" in done.stdout
 
 
 def test_bf16_base(tmp_path: Path) -> None:

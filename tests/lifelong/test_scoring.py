@@ -118,8 +118,8 @@ def test_generation_is_the_same_in_any_batch_and_judges_are_checked() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     rows = preference_dataset(3)
     side = tokenizer.padding_side
-    answers = generate_answers(model, tokenizer, list(rows["prompt"]), 4, batch_size=3)
-    assert answers == [generate_answers(model, tokenizer, [prompt], 4, 1)[0] for prompt in rows["prompt"]]
+    answers = generate_answers(model, tokenizer, list(rows), 4, batch_size=3)
+    assert answers == [generate_answers(model, tokenizer, [row], 4, 1)[0] for row in rows]
     assert tokenizer.padding_side == side
 
     def length(prompts: Any, texts: Any, references: Any) -> list[float]:

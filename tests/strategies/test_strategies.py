@@ -48,11 +48,18 @@ def test_share_rounds_up_but_not_for_float_noise() -> None:
     assert [share(10, 0.2), share(11, 0.2), share(3, 0.1), share(30, 0.1)] == [2, 3, 1, 3]
 
 
-def test_mix_aligns_columns_and_refuses_other_formats() -> None:
+def test_mix_keeps_what_only_one_side_has_and_refuses_other_formats() -> None:
     rows = preference_dataset(2).add_column("ref_chosen_logps", [-1.0, -2.0])
-    mixed = mix(rows, [preference_rows(1, start=9)[0] | {"ref_chosen_logps": -3.0, "other": 1}], "somewhere")
-    assert mixed.column_names == rows.column_names
-    assert list(mixed["ref_chosen_logps"]) == [-1.0, -2.0, -3.0]
+    named = preference_rows(1, start=9)[0] | {"ref_chosen_logps": -3.0}
+    assert list(mix(rows, [named], "somewhere")["ref_chosen_logps"]) == [-1.0, -2.0, -3.0]
+    named["prompt"] = [named["prompt"][0] | {"name": "ann"}]
+    named |= {"tools": "[1]", "chat_template_kwargs": {"thinking": True}}
+    mixed = mix(rows, [named], "somewhere")
+    assert [row["prompt"][0].get("name") for row in mixed] == [None, None, "ann"]
+    assert [row["tools"] for row in mixed] == [None, None, "[1]"]
+    assert [bool(row["chat_template_kwargs"]["thinking"]) for row in mixed] == [False, False, True]
+    with pytest.raises(ValueError, match="Only one of"):
+        mix(rows, preference_rows(1), "somewhere")
     with pytest.raises(ValueError, match="standard and those of the task conversational"):
         mix(rows, [{"prompt": "a", "chosen": "b", "rejected": "c"}], "somewhere")
 
