@@ -53,6 +53,7 @@ class Examiner:
                 "of that name."
             )
         self.store = ReferenceStore(run.is_main_process)
+        self._credited: set[str] = set()
         self._encoded: dict[str, tuple[Dataset, list[EncodedPair]]] = {}
 
     # References
@@ -91,7 +92,11 @@ class Examiner:
                 return score_pairs(run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha)
 
         task, _, split = key.rpartition("-")
-        return self.store.get(run.directory.reference(task or key, split), pairs, words, compute)
+        values = self.store.get(run.directory.reference(task or key, split), pairs, words, compute)
+        if key not in self._credited:
+            self._credited.add(key)
+            run.progress.advance(len(pairs))
+        return values
 
     @property
     def _pad(self) -> int:
@@ -138,6 +143,8 @@ class Examiner:
                 run.model, run.processing_class, subset, self.judges, run.args.max_new_tokens, run.args.eval_batch_size
             )
             self._write(path, results)
+        else:
+            run.progress.advance(len(run.stream[name].load().test))
         results = {name: value for name, value in read_json(path).items() if name != SCORED_PAIRS}
         for strategy in run.strategies:
             strategy.after_evaluation(run, name, results)

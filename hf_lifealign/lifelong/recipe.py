@@ -168,7 +168,11 @@ def build_run(recipe: dict[str, Any], base_dir: Path, output_dir: str | None = N
     strategies = recipe.get("strategies")
     if "strategy" in recipe:
         strategies = [recipe["strategy"]]
-    config = _build(LifelongConfig, recipe.get("run"), "run", output_dir=str(folder), strategies=_number(strategies))
+    settings = dict(recipe.get("run") or {})
+    text = settings.get("general_text")
+    if text and (base_dir / str(text)).is_file():
+        settings["general_text"] = str(base_dir / str(text))  # as the paths of the tasks are
+    config = _build(LifelongConfig, settings, "run", output_dir=str(folder), strategies=_number(strategies))
     cls = trainer_class(str(recipe.get("trainer", "fpo")))
     args_class = FPOConfig if issubclass(cls, FPOTrainer) else getattr(cls, "args_class", DPOConfig)
     warm = recipe.get("warm_start")

@@ -168,7 +168,7 @@ def score_pairs(
                 a, b = sequence_log_probs(chosen, rejected, ld_alpha)
                 scored.append((i, a.item(), b.item()))
             if progress is not None:
-                progress(len(batch))
+                progress(len(batch) * state.num_processes)
     finally:
         model.train(was_training)
     if state.num_processes > 1:

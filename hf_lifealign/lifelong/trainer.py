@@ -368,6 +368,8 @@ class LifelongTrainer:
                 write_folder(snapshot, lambda folder: self._save_phase(folder, record))
                 remove_folder(self.directory.work(phase.task, phase.name))
             self.distributed.wait_for_everyone()
+        else:
+            self.progress.advance(self._phase_work(phase))
         record = read_json(snapshot / "phase.json")
         self.tracker.offset += record["steps"]
         return record
@@ -386,8 +388,7 @@ class LifelongTrainer:
         template = self.warm_start_args if phase.name == WARM_START else self.training_args
         assert template is not None
         args = phase_arguments(template, phase, work, self.seed, self.args.checkpoint_steps)
-        weight = WARM_STARTED_PAIR if phase.name == WARM_START else TRAINED_PAIR
-        callbacks = [*self.user_callbacks, StepProgress(self.progress, weight * len(own) * template.num_train_epochs)]
+        callbacks = [*self.user_callbacks, StepProgress(self.progress, self._phase_work(phase))]
         callbacks.append(PhaseLogs(self.tracker, phase.name))
         for strategy in self.strategies:
             callbacks += strategy.callbacks(self, phase)
@@ -475,19 +476,26 @@ class LifelongTrainer:
         self.progress.stage("done")
         return read_json(self.directory.matrix)
 
+    def _phase_work(self, phase: Phase) -> float:
+        """Expected work of a phase, in scored pairs."""
+        args = self.warm_start_args if phase.name == WARM_START else self.training_args
+        assert args is not None
+        weight = WARM_STARTED_PAIR if phase.name == WARM_START else TRAINED_PAIR
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.distributed.num_processes
+        rows = len(self.stream[phase.task].load().train)
+        return weight * (args.max_steps * batch if args.max_steps > 0 else rows * args.num_train_epochs)
+
     def _work(self) -> tuple[float, float]:
         """Expected and finished work of the run, in scored pairs."""
         total, done = 0.0, 0.0
+        tests = [len(task.load().test) for task in self.stream]
         for index, task in enumerate(self.stream):
-            rows = len(task.load().train)
-            work = TRAINED_PAIR * rows * self.training_args.num_train_epochs
-            if self.warm_start_args is not None:
-                work += WARM_STARTED_PAIR * rows * self.warm_start_args.num_train_epochs
-            seen = self.stream.names if self.args.evaluate_all_tasks else self.stream.names[: index + 1]
-            work += sum(len(self.stream[name].load().test) for name in seen)
-            total += work
+            work = sum(self._phase_work(phase) for phase in self.phases(index))
+            work += sum(tests) if self.args.evaluate_all_tasks else sum(tests[: index + 1])
+            # references, which a run that goes on finds on disk
+            total += work + tests[index] + (len(task.load().train) if self.keeps_reference else 0)
             done += work if self.state.task(index)["status"] == "done" else 0.0
-        return total, done
+        return total + (sum(tests) if self.args.evaluate_all_tasks else 0), done
 
 
 # DPOTrainer is the naive sequential baseline; it is named here so that recipes can ask for it by its name.
