@@ -1,15 +1,43 @@
 """One bar over all tasks and phases of a run, with the time that is left."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from hf_lifealign.strategies import WARM_START, Phase
+
+if TYPE_CHECKING:
+    from hf_lifealign.lifelong.trainer import LifelongTrainer
 
 # Work of one pair relative to scoring it once: forward and backward cost about three forwards; the warm start runs
 # the chosen side only.
 TRAINED_PAIR = 3.0
 WARM_STARTED_PAIR = 1.5
 SCORED_PAIR = 1.0
+
+
+def phase_work(run: "LifelongTrainer", phase: Phase) -> float:
+    """Expected work of a phase, in scored pairs."""
+    args = run.warm_start_args if phase.name == WARM_START else run.training_args
+    assert args is not None
+    weight = WARM_STARTED_PAIR if phase.name == WARM_START else TRAINED_PAIR
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * run.distributed.num_processes
+    rows = len(run.stream[phase.task].load().train)
+    return weight * (args.max_steps * batch if args.max_steps > 0 else rows * args.num_train_epochs)
+
+
+def expected_work(run: "LifelongTrainer") -> tuple[float, float]:
+    """Expected work of a run and the part that earlier starts have finished, in scored pairs."""
+    total, done = 0.0, 0.0
+    tests = [len(task.load().test) for task in run.stream]
+    for index, task in enumerate(run.stream):
+        work = sum(phase_work(run, phase) for phase in run.phases(index))
+        work += sum(tests) if run.args.evaluate_all_tasks else sum(tests[: index + 1])
+        # references, which a run that goes on finds on disk
+        total += work + tests[index] + (len(task.load().train) if run.keeps_reference else 0)
+        done += work if run.state.task(index)["status"] == "done" else 0.0
+    return total + (sum(tests) if run.args.evaluate_all_tasks else 0), done
 
 
 class RunProgress:

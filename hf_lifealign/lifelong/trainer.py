@@ -34,7 +34,7 @@ from hf_lifealign.lifelong.guards import refuse_sharded_training
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
-from hf_lifealign.lifelong.progress import TRAINED_PAIR, WARM_STARTED_PAIR, RunProgress, StepProgress
+from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
 from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
@@ -296,7 +296,7 @@ class LifelongTrainer:
         else:
             self.model = create_adapter(base, self.peft_config, self.seed)
         self._name_base()
-        self.progress = RunProgress(*self._work(), disable=self.args.disable_tqdm or not self.is_main_process)
+        self.progress = RunProgress(*expected_work(self), disable=self.args.disable_tqdm or not self.is_main_process)
         self.tracker = RunTracker(self.args.report_to, self.directory.root, self.training_args, self.is_main_process)
         try:
             self._prepare_stream()
@@ -369,7 +369,7 @@ class LifelongTrainer:
                 remove_folder(self.directory.work(phase.task, phase.name))
             self.distributed.wait_for_everyone()
         else:
-            self.progress.advance(self._phase_work(phase))
+            self.progress.advance(phase_work(self, phase))
         record = read_json(snapshot / "phase.json")
         self.tracker.offset += record["steps"]
         return record
@@ -388,7 +388,7 @@ class LifelongTrainer:
         template = self.warm_start_args if phase.name == WARM_START else self.training_args
         assert template is not None
         args = phase_arguments(template, phase, work, self.seed, self.args.checkpoint_steps)
-        callbacks = [*self.user_callbacks, StepProgress(self.progress, self._phase_work(phase))]
+        callbacks = [*self.user_callbacks, StepProgress(self.progress, phase_work(self, phase))]
         callbacks.append(PhaseLogs(self.tracker, phase.name))
         for strategy in self.strategies:
             callbacks += strategy.callbacks(self, phase)
@@ -475,27 +475,6 @@ class LifelongTrainer:
         self.distributed.wait_for_everyone()
         self.progress.stage("done")
         return read_json(self.directory.matrix)
-
-    def _phase_work(self, phase: Phase) -> float:
-        """Expected work of a phase, in scored pairs."""
-        args = self.warm_start_args if phase.name == WARM_START else self.training_args
-        assert args is not None
-        weight = WARM_STARTED_PAIR if phase.name == WARM_START else TRAINED_PAIR
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.distributed.num_processes
-        rows = len(self.stream[phase.task].load().train)
-        return weight * (args.max_steps * batch if args.max_steps > 0 else rows * args.num_train_epochs)
-
-    def _work(self) -> tuple[float, float]:
-        """Expected and finished work of the run, in scored pairs."""
-        total, done = 0.0, 0.0
-        tests = [len(task.load().test) for task in self.stream]
-        for index, task in enumerate(self.stream):
-            work = sum(self._phase_work(phase) for phase in self.phases(index))
-            work += sum(tests) if self.args.evaluate_all_tasks else sum(tests[: index + 1])
-            # references, which a run that goes on finds on disk
-            total += work + tests[index] + (len(task.load().train) if self.keeps_reference else 0)
-            done += work if self.state.task(index)["status"] == "done" else 0.0
-        return total + (sum(tests) if self.args.evaluate_all_tasks else 0), done
 
 
 # DPOTrainer is the naive sequential baseline; it is named here so that recipes can ask for it by its name.
