@@ -212,6 +212,7 @@ def run_recipe(
         ValueError: if something is set wrong, or a run lies in the folder and `resume` is false.
     """
     recipe = read_recipe(path, overrides)
+    _quiet_libraries()
     run = build_run(recipe, Path(data_dir) if data_dir else Path(path).resolve().parent, output_dir)
     if not resume and run.directory.state.exists():
         raise ValueError(
@@ -225,6 +226,18 @@ def run_recipe(
     if run.is_main_process:
         print_result(run.directory.root, matrix)
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Leaves the screen to the run's own bar: no bars for loading and tokenising, no upstream deprecations."""
+    import warnings
+
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|torch")
 
 
 def print_result(root: Path, matrix: dict[str, Any]) -> None:
