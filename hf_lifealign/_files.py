@@ -4,9 +4,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_PARTIAL = ".partial"
+_REMOVED = ".removed"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -14,21 +18,34 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text through a temporary file and syncs it to disk before it takes its name."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when the block succeeds, and goes when it does not.
+
+    The content is synced to disk before the name is taken.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+    os.close(handle)
+    partial = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
+        yield partial
+        # mkstemp makes files for the owner alone; this one is as any file the user makes
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        with partial.open("rb") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files for the owner alone
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text wholly or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -54,7 +71,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill (`Callable`): called with the temporary folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.partial"
+    partial = path.parent / f".{path.name}{_PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     fill(partial)
@@ -63,20 +80,20 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Removes what a killed process left half-written under `root`."""
-    leftovers = [path for path in root.rglob(".*") if path.name.endswith((".partial", ".removed")) or path.is_file()]
-    for path in leftovers:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.exists():
-            path.unlink()
+    """Removes what a killed process left half-written under `root`; other hidden files are not ours to touch."""
+    for suffix in (_PARTIAL, _REMOVED):
+        for path in list(root.rglob(f".*{suffix}")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def remove_folder(path: Path) -> None:
     """Removes a folder so that it is gone by name at once, even if the process dies half-way."""
     if not path.exists():
         return
-    doomed = path.parent / f".{path.name}.removed"
+    doomed = path.parent / f".{path.name}{_REMOVED}"
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -284,3 +284,20 @@ def _wrong_length(i: int, length: int, n: int, square: bool) -> str:
 
 def _absent(value: float) -> str:
     return "missing (None or NaN)" if math.isnan(value) else "infinite"
+
+
+class MatrixInput:
+    """Put before `evaluate.Metric` among the bases of a metric on a performance matrix: checks it before Arrow sees it.
+
+    Arrow would read True as 1.0 and report bad input in its own terms, and evaluate leaves its cache file behind on an
+    error. So a whole matrix is checked first; one that comes by `add` or in several processes, at the end.
+    """
+
+    def compute(self: Any, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Any:
+        """Compute the metric from a whole matrix, or from the rows given to `add` before."""
+        if self.num_process == 1 and len(self) == 0:
+            self._compute(predictions, **kwargs)
+            predictions = read_matrix(predictions)
+        return super().compute(  # type: ignore[misc]
+            predictions=predictions, references=references, **kwargs
+        )

@@ -1,11 +1,11 @@
 """What the pictures share: a style that no user setting changes, placing in inches, deterministic PNG files."""
 
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hf_lifealign._files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,14 +118,5 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
 def save_png(figure: "Figure", path: Path) -> None:
     """Writes the figure whole or not at all; without date and software, so that equal figures give equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
-        # mkstemp makes files for the owner alone
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from hf_lifealign._files import replacing, write_json
 
 from .consolidation import Staged, Vector
 
@@ -108,9 +109,9 @@ class Memory:
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        with _Replacing(folder / TENSOR_FILE) as temporary:
+        with replacing(folder / TENSOR_FILE) as partial:
             # No metadata: safetensors writes it in random order, and equal memories must give equal bytes.
-            save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, temporary)
+            save_file({name: tensor.contiguous() for name, tensor in self.tensors().items()}, partial)
         running = None
         if self.running is not None:
             running = {"task": self.running.task, "phase": self.running.phase, "date": self.running.date}
@@ -125,8 +126,7 @@ class Memory:
             "tensors": {"file": TENSOR_FILE, "sha256": file_sha256(folder / TENSOR_FILE), "history": self.length},
         }
         header["checksum"] = _json_sha256(header)
-        with _Replacing(folder / JSON_FILE) as temporary:
-            Path(temporary).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / JSON_FILE, header)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "Memory":
@@ -328,27 +328,3 @@ def _timeless(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-class _Replacing:
-    """Context manager: a temporary file in the target's folder that takes its place when the block succeeds."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __enter__(self) -> str:
-        handle, self.temporary = tempfile.mkstemp(dir=self.target.parent, prefix=f".{self.target.name}.")
-        os.close(handle)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            os.unlink(self.temporary)
-            return
-        # safetensors may itself have replaced the file; sync by name, and give it ordinary permissions.
-        with open(self.temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(self.temporary, 0o666 & ~umask)
-        os.replace(self.temporary, self.target)

@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_lifealign.metrics.performance_matrix import average_performance, average_performance_per_stage, read_matrix
+from hf_lifealign.metrics.performance_matrix import MatrixInput, average_performance, average_performance_per_stage
 
 _DESCRIPTION = """
 Average performance (AP) is the mean over all stages of a stream of the mean performance on the tasks met so far:
@@ -46,7 +46,7 @@ _CITATION = """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class AveragePerformance(evaluate.Metric):
+class AveragePerformance(MatrixInput, evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -55,15 +55,6 @@ class AveragePerformance(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
             reference_urls=["https://arxiv.org/abs/2509.17183"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Compute the metric from a whole matrix, or from the rows given to `add` before."""
-        # Arrow would read True as 1.0 and report bad input in its own terms, and evaluate leaves its cache file behind
-        # on an error. So a whole matrix is checked first; one that comes by `add` or in several processes, at the end.
-        if self.num_process == 1 and len(self) == 0:
-            self._compute(predictions, **kwargs)
-            predictions = read_matrix(predictions)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any) -> dict[str, Any]:
         return {

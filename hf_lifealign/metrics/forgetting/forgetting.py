@@ -5,7 +5,7 @@ from typing import Any, Literal
 import datasets
 import evaluate
 
-from hf_lifealign.metrics.performance_matrix import forgetting, forgetting_per_task, read_matrix
+from hf_lifealign.metrics.performance_matrix import MatrixInput, forgetting, forgetting_per_task
 
 _DESCRIPTION = """
 Forgetting says how much the tasks of a stream have lost, on average, at its end: against their best earlier stage
@@ -46,7 +46,7 @@ _CITATION = """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class Forgetting(evaluate.Metric):
+class Forgetting(MatrixInput, evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -55,15 +55,6 @@ class Forgetting(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
             reference_urls=["https://arxiv.org/abs/1801.10112"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Compute the metric from a whole matrix, or from the rows given to `add` before."""
-        # Arrow would read True as 1.0 and report bad input in its own terms, and evaluate leaves its cache file behind
-        # on an error. So a whole matrix is checked first; one that comes by `add` or in several processes, at the end.
-        if self.num_process == 1 and len(self) == 0:
-            self._compute(predictions, **kwargs)
-            predictions = read_matrix(predictions)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any, definition: Literal["max", "first"] = "max") -> dict[str, Any]:
         return {

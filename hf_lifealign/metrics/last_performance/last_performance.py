@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_lifealign.metrics.performance_matrix import last_performance, last_performance_per_task, read_matrix
+from hf_lifealign.metrics.performance_matrix import MatrixInput, last_performance, last_performance_per_task
 
 _DESCRIPTION = """
 Last performance (Last) is the mean performance on all tasks of a stream after its last task: 1/N * sum_i m[N][i]. It
@@ -46,7 +46,7 @@ _CITATION = """
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
-class LastPerformance(evaluate.Metric):
+class LastPerformance(MatrixInput, evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -55,15 +55,6 @@ class LastPerformance(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
             reference_urls=["https://arxiv.org/abs/2509.17183"],
         )
-
-    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Compute the metric from a whole matrix, or from the rows given to `add` before."""
-        # Arrow would read True as 1.0 and report bad input in its own terms, and evaluate leaves its cache file behind
-        # on an error. So a whole matrix is checked first; one that comes by `add` or in several processes, at the end.
-        if self.num_process == 1 and len(self) == 0:
-            self._compute(predictions, **kwargs)
-            predictions = read_matrix(predictions)
-        return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Any) -> dict[str, Any]:
         return {
