@@ -20,7 +20,7 @@ _EXPORTS = {
     "ConsolidationCallback": "hf_lifealign.slmc",
     "ConsolidationReport": "hf_lifealign.slmc",
     "ConsolidationVetoed": "hf_lifealign.slmc",
-    "load_adapter": "hf_lifealign.slmc",
+    "load_adapter": "hf_lifealign.hub.loading",
     "Task": "hf_lifealign.stream",
     "TaskStream": "hf_lifealign.stream",
     "LifelongConfig": "hf_lifealign.lifelong",
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from hf_lifealign.fpo.loss import focal_preference_loss as focal_preference_loss
     from hf_lifealign.fpo.loss import focal_weight as focal_weight
     from hf_lifealign.fpo.trainer import FPOTrainer as FPOTrainer
+    from hf_lifealign.hub.loading import load_adapter as load_adapter
     from hf_lifealign.lifelong import LifelongConfig as LifelongConfig
     from hf_lifealign.lifelong import LifelongTrainer as LifelongTrainer
     from hf_lifealign.metrics import load_metric as load_metric
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from hf_lifealign.slmc import ConsolidationVetoed as ConsolidationVetoed
     from hf_lifealign.slmc import SLMCConfig as SLMCConfig
     from hf_lifealign.slmc import SLMCModel as SLMCModel
-    from hf_lifealign.slmc import load_adapter as load_adapter
     from hf_lifealign.strategies import Strategy as Strategy
     from hf_lifealign.stream import Task as Task
     from hf_lifealign.stream import TaskStream as TaskStream

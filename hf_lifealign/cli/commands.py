@@ -17,6 +17,7 @@ def run(args: argparse.Namespace) -> int:
         output_dir=args.output_dir,
         data_dir=args.data_dir,
         resume=not args.no_resume,
+        continue_from=args.continue_from,
     )
 
 

@@ -1,9 +1,9 @@
 """What `lifealign inspect` tells about an adapter: its verified memory, lineage, settings, size and base model."""
 
-from pathlib import Path
 from typing import Any
 
 from hf_lifealign._files import read_json
+from hf_lifealign.hub.loading import locate_adapter
 from hf_lifealign.report.lineage import lineage_table
 from hf_lifealign.report.table import markdown_table
 
@@ -20,10 +20,11 @@ def describe_adapter(adapter: str, revision: str | None = None) -> dict[str, Any
 
     Raises:
         FileNotFoundError: if there is no such adapter.
+        HubError: if the Hub does not give it.
         ValueError: if it has no memory.
         SLMCMemoryError: if the memory is damaged or belongs to other weights.
     """
-    folder = _locate(adapter, revision)
+    folder, origin = locate_adapter(adapter, revision, {})
     config_file = folder / "adapter_config.json"
     if not config_file.is_file():
         raise FileNotFoundError(
@@ -45,6 +46,7 @@ def describe_adapter(adapter: str, revision: str | None = None) -> dict[str, Any
     running = memory.running
     return {
         "adapter": adapter,
+        "commit": origin["commit"] if origin else None,
         "base_model": memory.saved["base_model"]["name_or_path"],
         "verified": True,
         "settings": {**memory.settings, **{key: lora.get(key) for key in _LORA if lora.get(key) not in (None, False)}},
@@ -73,6 +75,8 @@ def inspection_text(found: dict[str, Any]) -> str:
             f"{memory['units']} {unit}",
         ),
     ]
+    if found["commit"]:
+        facts.insert(0, ("commit", found["commit"]))
     if found["running"]:
         phase = f" ({found['running']['phase']})" if found["running"]["phase"] else ""
         facts.append(("running", f"{found['running']['task']}{phase}, begun {found['running']['date'][:16]}"))
@@ -101,20 +105,3 @@ def _value_text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(sorted(str(item) for item in value))
     return "none" if value is None else str(value)
-
-
-def _locate(adapter: str, revision: str | None) -> Path:
-    folder = Path(adapter)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"You gave --revision {revision} with the local folder {adapter}, which has no revisions.")
-        return folder
-    if adapter.count("/") != 1 or adapter[0] in "./~" or adapter.endswith("/"):
-        raise FileNotFoundError(f"{adapter} is neither a folder nor a Hub repository of the form owner/name.")
-    from huggingface_hub import snapshot_download
-
-    patterns = ["adapter_config.json", _WEIGHTS, "slmc/*"]
-    try:
-        return Path(snapshot_download(adapter, revision=revision, allow_patterns=patterns))
-    except OSError as error:
-        raise FileNotFoundError(f"There is no folder {adapter}, and the Hub did not give it either: {error}") from error

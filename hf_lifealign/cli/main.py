@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands
+from hf_lifealign.cli import commands, hub_commands
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -20,6 +20,8 @@ examples:
   lifealign run my.yaml --set training.learning_rate=1e-4 --set adapter.r=32
   lifealign matrix runs/first
   lifealign inspect runs/first/adapters/02-harmless
+  lifealign push runs/first me/first-lifelong
+  lifealign run more.yaml --continue-from me/first-lifelong@task-02-harmless
 
 `lifealign COMMAND --help` tells more about a command.
 """
@@ -96,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     report = add("report", "write the report and pictures of a run again", "Write report.md and the pictures of a run.")
     report.add_argument("run", metavar="RUN", help="folder of a run, finished or in progress")
+    hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser
 
@@ -117,6 +120,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="folder from which relative paths of data start (default: the recipe's own folder)",
     )
     parser.add_argument(
+        "--continue-from",
+        metavar="REPO[@REV]",
+        help="go on with the life that was published there, or that lies in a folder adapters/NN-<task>",
+    )
+    parser.add_argument(
         "--no-resume", action="store_true", help="refuse to go on with a run that lies in the folder already"
     )
 
@@ -129,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return commands.COMMANDS[args.command](args)
+        return (commands.COMMANDS | hub_commands.COMMANDS)[args.command](args)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +34,9 @@ def restore_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> 
             "it. Restore it, or start again in a new output_dir."
         )
     if config.peft_type == "SLMC":
-        from hf_lifealign.slmc import load_adapter
+        from hf_lifealign.slmc import load_folder
 
-        return load_adapter(base, str(folder), is_trainable=True)
+        return load_folder(base, folder, is_trainable=True)
     return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
 
 
@@ -65,11 +64,6 @@ def save_adapter(model: Any, folder: Path) -> None:
                 f"The tensor {name} of the adapter is {'empty' if tensor.numel() == 0 else 'not finite'}. Training has "
                 "diverged or the parameters are sharded; the run stops before publishing it. Lower the learning rate."
             )
-
-
-def copy_adapter(source: Path, target: Path) -> None:
-    """Copies a saved adapter, memory included."""
-    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 @contextmanager

@@ -1,8 +1,17 @@
 """Settings of a lifelong run that are not a trainer's own."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from hf_lifealign.hub.bundle import PUSH_REPLAY
+from hf_lifealign.hub.remote import check_repo_id
+
+# The strategies and the general text count by what they hold, which the run adds.
+_WITHOUT_EFFECT = {
+    "strategies", "general_text", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
+    "hub_model_id", "hub_token", "hub_private_repo", "push_replay", "push_in_background", "push_timeout", "license",
+}  # fmt: skip
 
 
 @dataclass
@@ -41,6 +50,27 @@ class LifelongConfig:
             Prompts that the base and the final policy answer, for the report.
         disable_tqdm (`bool`, *optional*, defaults to `False`):
             Whether to leave out the progress bar over tasks and phases.
+        continue_from (`str`, *optional*):
+            Revision from which the life goes on: `"owner/name"`, `"owner/name@revision"` (tag, branch or commit), or an
+            `adapters/NN-<task>` folder of a run. The stream then holds all tasks from the first one on, or only new
+            ones.
+        push_to_hub (`bool`, *optional*, defaults to `False`):
+            Whether to publish the adapter after each task, as a commit and a tag of one repository. A task that could
+            not be sent stays in the run's outbox for `lifealign push`; training goes on.
+        hub_model_id (`str`, *optional*):
+            The repository, `owner/name` or `name`; the name of `output_dir` by default.
+        hub_token (`str`, *optional*):
+            Access token; that of `hf auth login` or `HF_TOKEN` by default. It is stored nowhere.
+        hub_private_repo (`bool`, *optional*):
+            Whether a repository that is made is private; the account's default otherwise.
+        push_replay (`str`, *optional*, defaults to `"none"`):
+            What is published of the rows kept for replay: `"none"`, their `"ids"`, or the `"rows"`.
+        push_in_background (`bool`, *optional*, defaults to `True`):
+            Whether training goes on while a task is sent. Otherwise it waits, at most `push_timeout`.
+        push_timeout (`float`, *optional*, defaults to `600.0`):
+            Seconds that the run waits for a push: for each task, or at its end if they are sent in the background.
+        license (`str`, *optional*):
+            Licence of the published adapter, for its card.
     """
 
     output_dir: str
@@ -57,11 +87,26 @@ class LifelongConfig:
     report_to: list[str] = field(default_factory=list)
     sample_prompts: list[str] = field(default_factory=list)
     disable_tqdm: bool = False
+    continue_from: str | None = None
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_token: str | None = field(default=None, repr=False)
+    hub_private_repo: bool | None = None
+    push_replay: str = "none"
+    push_in_background: bool = True
+    push_timeout: float = 600.0
+    license: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("eval_batch_size", "judge_prompts", "max_new_tokens", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"You set {name}={getattr(self, name)}. It has to be at least 1.")
+        if self.push_replay not in PUSH_REPLAY:
+            raise ValueError(f"You set push_replay={self.push_replay!r}. It has to be one of {list(PUSH_REPLAY)}.")
+        if self.push_timeout <= 0:
+            raise ValueError(f"You set push_timeout={self.push_timeout}. It has to be above 0 seconds.")
+        if self.push_to_hub:
+            check_repo_id(self.repo_id)
         for name in ("judges", "sample_prompts"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
@@ -75,14 +120,11 @@ class LifelongConfig:
                 "for the text that comes with the package, or 'none'."
             )
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the result of a run, as JSON: everything but where it lies and how it is shown."""
-        content = {key: value for key, value in self.__dict__.items() if key != "strategies"}
-        # the general text counts by its content, which the run adds
-        for name in ("output_dir", "report_to", "disable_tqdm", "general_text"):
-            content.pop(name)
-        return content
+    @property
+    def repo_id(self) -> str:
+        """Repository to which the run is published."""
+        return self.hub_model_id or Path(self.output_dir).expanduser().resolve().name
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
+    def settings(self) -> dict[str, Any]:
+        """What decides the result of a run, as JSON: everything but where it lies, how it is shown and published."""
+        return {key: value for key, value in self.__dict__.items() if key not in _WITHOUT_EFFECT}

@@ -8,12 +8,18 @@ class RunDirectory:
 
     ```
     state.json  matrix.json  matrix.png  curves.png  report.md  samples.json
-    adapters/01-<task>/        the published state after each task
+    adapters/01-<task>/        the state after each task, as it can be published
+    origin/                    the revision from which the run went on, if it did not begin with the base
+    outbox/                    what is still to be published, and what was
     logs/01-<task>-<phase>.json
     evaluation/after-01-<task>/<task>.json
-    reference/<task>-<split>.json   replay/01-<task>.json
+    reference/<task>-<split>.json   replay/01-<task>.json   (and a folder for any other strategy)
     work/                      checkpoints and phase snapshots of the task in progress
     ```
+
+    Args:
+        root (`str` or `Path`): the folder.
+        tasks (`list[str]`): all tasks of the life in order, those before the run included.
     """
 
     def __init__(self, root: str | Path, tasks: list[str]) -> None:
@@ -31,6 +37,10 @@ class RunDirectory:
     @property
     def matrix(self) -> Path:
         return self.root / "matrix.json"
+
+    @property
+    def origin(self) -> Path:
+        return self.root / "origin"
 
     def adapter(self, task: str) -> Path:
         """Folder of the adapter as it stands after `task`."""
@@ -54,6 +64,3 @@ class RunDirectory:
 
     def reference(self, task: str, split: str) -> Path:
         return self.root / "reference" / f"{task}-{split}.json"
-
-    def replay(self, task: str) -> Path:
-        return self.root / "replay" / f"{self.label(task)}.json"

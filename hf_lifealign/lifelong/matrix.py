@@ -37,18 +37,23 @@ def summarise(matrix: list[list[float]], baseline: list[float] | None) -> dict[s
 
 
 def build_matrix(
-    directory: RunDirectory, metric: str, counts: list[int], all_tasks: bool, trained: int | None = None
+    directory: RunDirectory,
+    tasks: list[str],
+    metric: str,
+    counts: list[int],
+    all_tasks: bool,
+    trained: int | None = None,
 ) -> dict[str, Any]:
     """Content of `matrix.json`.
 
     Args:
         directory ([`RunDirectory`]): the run.
+        tasks (`list[str]`): its tasks.
         metric (`str`): the measure that goes first.
         counts (`list[int]`): test pairs of each task.
         all_tasks (`bool`): whether each stage was evaluated on all tasks.
         trained (`int`, *optional*): take only the first stages; all that are complete by default.
     """
-    tasks = directory.tasks
     stages = []
     for index, task in enumerate(tasks[:trained]):
         row = _row(directory, task, tasks if all_tasks else tasks[: index + 1])
@@ -73,6 +78,15 @@ def build_matrix(
         "perplexity": _perplexity(directory, tasks[: len(stages)]),
         "summary": {n: summarise(m, baseline[n] if baseline else None) for n, m in matrices.items()},
     }
+
+
+def published_matrix(matrix: dict[str, Any], trained: int) -> dict[str, Any]:
+    """A `matrix.json` as it would be if the stream ended after `trained` tasks: later ones are not named."""
+    every = {"tasks": matrix["tasks"][:trained], "counts": matrix["counts"][:trained]}
+    cut = {name: [row[:trained] for row in rows] for name, rows in matrix["matrices"].items()}
+    base = matrix["baseline"]
+    baseline = {name: values[:trained] for name, values in base.items()} if base is not None else None
+    return matrix | every | {"matrices": cut, "baseline": baseline}
 
 
 def _perplexity(directory: RunDirectory, tasks: list[str]) -> dict[str, Any] | None:

@@ -147,13 +147,16 @@ def trainer_class(name: str) -> Any:
         raise ValueError(f"You set trainer: {name!r}, which cannot be imported: {error}") from error
 
 
-def build_run(recipe: dict[str, Any], base_dir: Path, output_dir: str | None = None) -> Any:
+def build_run(
+    recipe: dict[str, Any], base_dir: Path, output_dir: str | None = None, continue_from: str | None = None
+) -> Any:
     """The [`LifelongTrainer`] that a recipe describes.
 
     Args:
         recipe (`dict`): content of the recipe.
         base_dir (`Path`): folder against which relative paths of data are resolved first.
         output_dir (`str`, *optional*): takes the place of the recipe's.
+        continue_from (`str`, *optional*): takes the place of `run.continue_from`.
     """
     from trl import DPOConfig, SFTConfig
 
@@ -172,6 +175,8 @@ def build_run(recipe: dict[str, Any], base_dir: Path, output_dir: str | None = N
     text = settings.get("general_text")
     if text and (base_dir / str(text)).is_file():
         settings["general_text"] = str(base_dir / str(text))  # as the paths of the tasks are
+    if continue_from:
+        settings["continue_from"] = continue_from
     config = _build(LifelongConfig, settings, "run", output_dir=str(folder), strategies=_number(strategies))
     cls = trainer_class(str(recipe.get("trainer", "fpo")))
     args_class = FPOConfig if issubclass(cls, FPOTrainer) else getattr(cls, "args_class", DPOConfig)
@@ -194,6 +199,7 @@ def run_recipe(
     output_dir: str | None = None,
     data_dir: str | None = None,
     resume: bool = True,
+    continue_from: str | None = None,
 ) -> int:
     """Runs a recipe to its end and prints what came of it.
 
@@ -204,6 +210,7 @@ def run_recipe(
         data_dir (`str`, *optional*): folder against which relative paths of data are resolved; the recipe's own by
             default.
         resume (`bool`): whether a run that lies in the folder is gone on with.
+        continue_from (`str`, *optional*): see `LifelongConfig`.
 
     Returns:
         `int`: 0.
@@ -213,7 +220,7 @@ def run_recipe(
     """
     recipe = read_recipe(path, overrides)
     _quiet_libraries()
-    run = build_run(recipe, Path(data_dir) if data_dir else Path(path).resolve().parent, output_dir)
+    run = build_run(recipe, Path(data_dir) if data_dir else Path(path).resolve().parent, output_dir, continue_from)
     if not resume and run.directory.state.exists():
         raise ValueError(
             f"You gave --no-resume, and there is a run in {run.directory.root} already. Remove it, or choose another "
@@ -225,6 +232,8 @@ def run_recipe(
     matrix = run.train()
     if run.is_main_process:
         print_result(run.directory.root, matrix)
+        if run.published:
+            print(run.published)
     return 0
 
 

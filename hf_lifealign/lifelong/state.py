@@ -99,14 +99,22 @@ class RunState:
     Args:
         path (`Path`): the file.
         settings (`dict`): what decides the result.
-        tasks (`list[str]`): names of the tasks.
+        labels (`dict[str, str]`): `NN-<task>` by the name of each task, in order.
         is_main_process (`bool`): whether this process writes.
+        records (`dict`, *optional*): records of tasks that were trained before, elsewhere.
 
     Raises:
         ValueError: if the file is there and was written under other settings.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], tasks: list[str], is_main_process: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        labels: dict[str, str],
+        is_main_process: bool,
+        records: dict[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.is_main_process = is_main_process
         if path.is_file():
@@ -120,11 +128,21 @@ class RunState:
                     "Going on would mix two runs. Set them back, or choose another output_dir."
                 )
         else:
+            records = records or {}
             self.content = {
                 "format": FORMAT,
                 "status": "running",
                 "settings": settings,
-                "tasks": [{"name": name, "status": "pending", "record": {"phases": []}} for name in tasks],
+                "tasks": [
+                    {
+                        "name": name,
+                        "label": label,
+                        "status": "done" if name in records else "pending",
+                        "record": records.get(name, {"phases": []}),
+                    }
+                    for name, label in labels.items()
+                ],
+                "notes": [],
                 "versions": versions(),
             }
             self.save()
@@ -133,6 +151,14 @@ class RunState:
         """Writes the file."""
         if self.is_main_process:
             write_json(self.path, self.content)
+
+    def note(self, text: str) -> bool:
+        """Keeps in what the run differs from one that never moved; returns whether that is new."""
+        if text in self.content["notes"]:
+            return False
+        self.content["notes"].append(text)
+        self.save()
+        return True
 
     def task(self, index: int) -> dict[str, Any]:
         """Entry of a task."""

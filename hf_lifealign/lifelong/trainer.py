@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from hf_lifealign.fpo import FPOConfig, FPOTrainer
 from hf_lifealign.fpo.reference import check_adapter, drop_reference_adapter
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.adapters import (
-    copy_adapter,
     create_adapter,
     restore_adapter,
     save_adapter,
@@ -33,15 +33,19 @@ from hf_lifealign.lifelong.examiner import Examiner
 from hf_lifealign.lifelong.guards import refuse_sharded_training
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
+from hf_lifealign.lifelong.origin import Origin
 from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
+from hf_lifealign.lifelong.publication import Publication, fill_revision, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
 from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
 from hf_lifealign.models import public_name, resolve_model
-from hf_lifealign.report import write_adapter_card, write_report
+from hf_lifealign.report import write_report
 from hf_lifealign.strategies import PREFERENCE, WARM_START, Phase, Strategy, brings_extra_loss, resolve_strategies
 from hf_lifealign.stream import TaskStream, fingerprint
+
+logger = logging.getLogger(__name__)
 
 
 class LifelongTrainer:
@@ -138,7 +142,11 @@ class LifelongTrainer:
         self.user_callbacks = list(callbacks)
         self.strategies = self._resolve_strategies(args.strategies)
         self.stream_report = stream.validate()
-        self.directory = RunDirectory(args.output_dir, stream.names)
+        folder, everyone = RunDirectory(args.output_dir, []).origin, self.distributed.wait_for_everyone
+        self.origin = Origin.open(folder, args.continue_from, args.hub_token, self.is_main_process, everyone)
+        self.lived = [*(self.origin.past(stream.names) if self.origin else []), *stream.names]
+        self.directory = RunDirectory(args.output_dir, self.lived)
+        self.publication = Publication(args, self.directory.root, self.is_main_process)
         self._model_source = resolve_model(model) if isinstance(model, str) else model
         self._model_init_kwargs = dict(model_init_kwargs or {})
         self._prepared = False
@@ -149,6 +157,8 @@ class LifelongTrainer:
             self._processing_class.pad_token = self._processing_class.eos_token
         self.examiner = Examiner(self, judges or {})
         self.model: Any = None
+        # what came of publishing, in words, once the run is over
+        self.published: str | None = None
 
     def _check_adapter(self) -> None:
         if self.peft_config.is_prompt_learning:
@@ -172,6 +182,19 @@ class LifelongTrainer:
     @property
     def is_main_process(self) -> bool:
         return self.distributed.is_main_process
+
+    def label(self, task: str) -> str:
+        """`NN-<task>`: position in the life and name of a task."""
+        return self.directory.label(task)
+
+    def is_done(self, task: str) -> bool:
+        """Whether a task of the stream was finished before."""
+        return bool(self.state.task(self.stream.names.index(task))["status"] == "done")
+
+    def note(self, text: str) -> None:
+        """Tells, and keeps for report and card, in what this run differs from one that never moved."""
+        if self.state.note(text) and self.is_main_process:
+            logger.warning(text)
 
     def strategy_file(self, strategy: Strategy, name: str) -> Path:
         """Path for a file of the strategy inside the run's folder."""
@@ -246,7 +269,8 @@ class LifelongTrainer:
 
     def settings(self, base: PreTrainedModel) -> dict[str, Any]:
         """What decides the result of this run, as JSON."""
-        return {
+        continued = {"continued_from": self.origin.identity["content"]} if self.origin else {}
+        return continued | {
             "base_model": self.base_name,
             "base_digest": base_digest(base),
             "general_text": self.examiner.general_text_digest(),
@@ -269,7 +293,7 @@ class LifelongTrainer:
 
     def _snapshots(self) -> list[Path]:
         """Saved states in the order in which a run writes them."""
-        folders = []
+        folders = [self.directory.origin]
         for index, task in enumerate(self.stream.names):
             folders += [self.directory.snapshot(task, phase.name) for phase in self.phases(index)]
             folders.append(self.directory.adapter(task))
@@ -286,7 +310,7 @@ class LifelongTrainer:
         base = self._load_base()
         settings = self.settings(base)
         self.distributed.wait_for_everyone()
-        self.state = RunState(self.directory.state, settings, self.stream.names, self.is_main_process)
+        self._open_state(settings)
         reached = [folder for folder in self._snapshots() if self.agreed(folder.is_dir())]
         self._check_published(reached)
         if self.is_main_process:
@@ -298,6 +322,7 @@ class LifelongTrainer:
         self._name_base()
         self.progress = RunProgress(*expected_work(self), disable=self.args.disable_tqdm or not self.is_main_process)
         self.tracker = RunTracker(self.args.report_to, self.directory.root, self.training_args, self.is_main_process)
+        self.publication.resume()
         try:
             self._prepare_stream()
             self.examiner.examine_base()
@@ -312,10 +337,23 @@ class LifelongTrainer:
             self.progress.close()
             self.tracker.close()
 
+    def _open_state(self, settings: dict[str, Any]) -> None:
+        labels = {task: self.directory.label(task) for task in self.stream.names}
+        with_past = self.origin is not None and len(labels) == len(self.lived)
+        records = self.origin.record.records if self.origin is not None and with_past else {}
+        notes = self.origin.check(settings, with_past) if self.origin else []
+        self.state = RunState(self.directory.state, settings, labels, self.is_main_process, records)
+        for note in notes:
+            self.note(note)
+        if self.origin is not None and self.is_main_process:
+            self.origin.unpack(self.directory, with_past)
+        self.distributed.wait_for_everyone()
+
     def _check_published(self, reached: list[Path]) -> None:
         """The adapter after the last finished task is what the next one goes on from."""
         done = [task for i, task in enumerate(self.stream.names) if self.state.task(i)["status"] == "done"]
-        if done and self.directory.adapter(done[-1]) not in reached:
+        brought = self.origin.record.lived if self.origin else []
+        if done and done[-1] not in brought and self.directory.adapter(done[-1]) not in reached:
             raise FileNotFoundError(
                 f"The run has finished the task {done[-1]!r}, but {self.directory.adapter(done[-1])} is gone, and the "
                 "next task goes on from it. Restore that folder, or start again in a new output_dir."
@@ -333,6 +371,7 @@ class LifelongTrainer:
                     "their rows, not their names or order, by which a run finds what it has done."
                 )
         self._prepared = True
+        self.distributed.wait_for_everyone()
 
     def _name_base(self) -> None:
         """Writes the base's public name into the adapter's configuration where it was loaded from a cache."""
@@ -348,10 +387,11 @@ class LifelongTrainer:
         self.examiner.examine(index)
         for strategy in self.strategies:
             strategy.after_task(self, task)
-        record = {"phases": records, "evaluation_seconds": round(time.monotonic() - started, 3)}
-        self._publish(index, task)
+        record = task_record(self, task, records, time.monotonic() - started)
+        self._publish(index, task, record)
         self.distributed.wait_for_everyone()
         self.state.finish_task(index, record)
+        self.publication.announce(self.directory.label(task))
         if self.is_main_process:
             self._report(index + 1)
             remove_folder(self.directory.root / "work" / self.directory.label(task))
@@ -436,26 +476,12 @@ class LifelongTrainer:
     def matrix(self, trained: int | None = None) -> dict[str, Any]:
         """Content of `matrix.json`, for the tasks finished so far or the first `trained`."""
         counts = [len(task.load().test) for task in self.stream]
-        return build_matrix(self.directory, self.args.metric, counts, self.args.evaluate_all_tasks, trained)
+        names, every = self.stream.names, self.args.evaluate_all_tasks
+        return build_matrix(self.directory, names, self.args.metric, counts, every, trained)
 
-    def _publish(self, index: int, task: str) -> None:
-        """Writes adapters/NN-task: plain LoRA at its root, memory beside it, a card."""
-        if not self.is_main_process:
-            return
-        snapshot = self.directory.snapshot(task, PREFERENCE)
-
-        def fill(folder: Path) -> None:
-            copy_adapter(snapshot, folder)
-            (folder / "phase.json").unlink()
-            context = {
-                "base_model": self.state.content["settings"]["base_model"],
-                "tasks": self.stream.names[: index + 1],
-                "matrix": self.matrix(index + 1),
-                "settings": self.state.content["settings"],
-            }
-            write_adapter_card(folder, context)
-
-        write_folder(self.directory.adapter(task), fill)
+    def _publish(self, index: int, task: str, record: dict[str, Any]) -> None:
+        if self.is_main_process:
+            write_folder(self.directory.adapter(task), lambda folder: fill_revision(self, folder, index, record))
 
     def _report(self, trained: int) -> None:
         matrix = self.matrix(trained)
@@ -474,6 +500,7 @@ class LifelongTrainer:
             remove_folder(self.directory.root / "work")
         self.distributed.wait_for_everyone()
         self.progress.stage("done")
+        self.published = self.publication.finish()
         return read_json(self.directory.matrix)
 
 

@@ -1,4 +1,4 @@
-"""The model card of an adapter, rendered from hub_cards/adapter_card.md.jinja."""
+"""The model card of an adapter, rendered from the templates in hub_cards/."""
 
 import json
 import re
@@ -40,9 +40,6 @@ def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:
     Raises:
         ValueError: if `base_model` is missing, a key is unknown, or the matrix does not fit.
     """
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
     unknown = sorted(set(context) - {*_REQUIRED, *_OPTIONAL})
     missing = [key for key in _REQUIRED if key not in context]
     if unknown or missing:
@@ -51,21 +48,38 @@ def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:
             f"{', '.join(missing or unknown)}. It takes {', '.join(_REQUIRED)} and, if known, {', '.join(_OPTIONAL)}."
         )
     folder = Path(folder)
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    template = environment.from_string(resource_path("hub_cards", "adapter_card.md.jinja").read_text(encoding="utf-8"))
     card = folder / "README.md"
-    write_text(card, template.render(_variables(folder, context)))
+    write_text(card, render_card("adapter_card.md.jinja", adapter_variables(_lineage(folder), context)))
     return card
 
 
-def _variables(folder: Path, context: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything the template names; what is unknown is an empty string, since it refuses undefined names."""
+def render_card(template: str, variables: Mapping[str, Any]) -> str:
+    """A template of hub_cards/ with its variables.
+
+    Raises:
+        jinja2.UndefinedError: if the template names a variable that is not there.
+    """
+    from jinja2 import FileSystemLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(
+        loader=FileSystemLoader(resource_path("hub_cards")), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    return environment.get_template(template).render(variables)
+
+
+def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the adapter card's template names; what is unknown is an empty string, since it refuses undefined
+    names.
+
+    Args:
+        entries (`list[dict]`): entries of the adapter's memory.
+        context (`dict`): see [`write_adapter_card`], and `model_index` for the front matter.
+    """
     given = {key: without_folders(value) for key, value in context.items() if key not in ("matrix", "base_model")}
     base = public_model_name(str(context["base_model"] or ""))
     settings = given.get("settings") or {}
-    entries = _lineage(folder)
     tasks = [str(task) for task in given.get("tasks") or ()]
     trainer = str(settings.get("trainer") or "")
     return {
@@ -95,6 +109,7 @@ def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str,
         fields |= {"base_model": base, "base_model_relation": "adapter"}
     fields |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     fields |= {key: given[key] for key in ("license", "language", "datasets") if given.get(key)}
+    fields |= {"model-index": given["model_index"]} if given.get("model_index") else {}
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).rstrip()
 
 

@@ -140,7 +140,9 @@ def _read_logs(root: Path, tasks: list[str], state: Mapping[str, Any]) -> list[P
     for index, task in enumerate(tasks):
         record = (entries[index].get("record") if index < len(entries) else None) or {}
         steps = {p["phase"]: int(p.get("steps") or 0) for p in record.get("phases") or ()}
-        label = f"{index + 1:02d}-{task}-"
+        # in a run that was continued with new tasks only, numbers begin after those that were lived before
+        number = entries[index].get("label") if index < len(entries) else None
+        label = f"{number or f'{index + 1:02d}-{task}'}-"
         files = {path.stem.removeprefix(label): path for path in (root / "logs").glob("*.json")}
         files = {phase: path for phase, path in files.items() if path.name.startswith(label)}
         for phase in sorted({*steps, *files}, key=_phase_key):

@@ -1,6 +1,8 @@
 """write_report: the pictures and the report of a run's folder, each written whole or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hf_lifealign._files import write_text
 from hf_lifealign.report.document import report_text
@@ -41,3 +43,18 @@ def write_report(run_dir: str | Path) -> list[Path]:
     report = data.root / "report.md"
     write_text(report, report_text(data, [path.name for path in written]))
     return [*written, report]
+
+
+def write_matrix_picture(matrix: Mapping[str, Any], path: Path) -> None:
+    """Draws a performance matrix, up to its last finished stage.
+
+    Args:
+        matrix (`dict`): content of `matrix.json`, with at least one stage.
+        path (`Path`): the PNG.
+    """
+    from hf_lifealign.report.drawing import drawing_style, save_png
+    from hf_lifealign.report.heat_map import matrix_figure
+
+    view = view_matrix(matrix)
+    with drawing_style():
+        save_png(matrix_figure(view.up_to(view.trained)), path)

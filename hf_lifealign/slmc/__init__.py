@@ -7,7 +7,7 @@ from .callback import ConsolidationCallback
 from .config import SLMCConfig
 from .consolidation import ConsolidationError
 from .hooks import ConsolidationVetoed
-from .loading import load_adapter
+from .loading import load_folder
 from .memory import Memory, SLMCMemoryError
 from .model import SLMCModel
 from .register import register
@@ -25,5 +25,5 @@ __all__ = [
     "SLMCConfig",
     "SLMCMemoryError",
     "SLMCModel",
-    "load_adapter",
+    "load_folder",
 ]

@@ -1,10 +1,9 @@
-"""load_adapter: an SLMC adapter with its verified memory, from a folder or a Hub repository."""
+"""An SLMC adapter with its verified memory, from a folder."""
 
 import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -13,24 +12,21 @@ from .config import SLMC_FIELDS, SLMCConfig
 from .memory import JSON_FILE, MEMORY_DIR, Memory, SLMCMemoryError
 from .model import find_tuner
 
-_ALLOWED_FILES = ["adapter_config.json", "adapter_model.safetensors", f"{MEMORY_DIR}/*"]
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def load_adapter(
+def load_folder(
     base: nn.Module | str | os.PathLike[str],
-    path_or_repo: str | os.PathLike[str],
-    revision: str | None = None,
+    folder: str | os.PathLike[str],
     is_trainable: bool = True,
     adapter_name: str = "default",
     **kwargs: Any,
 ) -> PeftModel:
-    """Load an adapter that has a memory, so that its next task continues its life.
+    """Load an adapter that has a memory from a folder; `hf_lifealign.load_adapter` takes repositories too.
 
     Args:
         base (`torch.nn.Module` or `str`): the base model, or its Hub id or path (loaded as a causal language model).
-        path_or_repo (`str`): a folder made by `save_pretrained` or a Trainer's checkpoint, or a Hub repository.
-        revision (`str`, *optional*): branch, tag or commit of the adapter's repository; never applied to the base.
+        folder (`str`): made by `save_pretrained`, or a Trainer's checkpoint.
         is_trainable (`bool`): whether the adapter can be trained further.
         adapter_name (`str`): its name in the model.
         kwargs: passed to `PeftModel.from_pretrained`, for instance `autocast_adapter_dtype`.
@@ -41,7 +37,7 @@ def load_adapter(
     Raises:
         SLMCMemoryError: if the folder has no memory, no safetensors weights, or they do not belong together.
     """
-    folder = _fetch(path_or_repo, revision, kwargs)
+    folder = Path(folder)
     memory, config = read_adapter(folder)
     model = base if isinstance(base, nn.Module) else AutoModelForCausalLM.from_pretrained(base)
     peft_model = PeftModel.from_pretrained(
@@ -55,7 +51,7 @@ def read_adapter(folder: Path) -> tuple[Memory, SLMCConfig]:
     """The verified memory of a folder and the configuration that made it.
 
     Raises:
-        SLMCMemoryError: see `load_adapter`.
+        SLMCMemoryError: see `load_folder`.
     """
     if not (folder / _WEIGHTS).is_file():
         raise SLMCMemoryError(
@@ -75,16 +71,3 @@ def read_adapter(folder: Path) -> tuple[Memory, SLMCConfig]:
     settings = {name: memory.settings[name] for name in SLMC_FIELDS}
     inherited = {key: value for key, value in lora.to_dict().items() if key != "peft_type"}
     return memory, SLMCConfig(**inherited, **settings)
-
-
-def _fetch(path_or_repo: str | os.PathLike[str], revision: str | None, kwargs: dict[str, Any]) -> Path:
-    path = Path(path_or_repo)
-    subfolder = kwargs.pop("subfolder", None)
-    if path.is_dir():
-        return path / subfolder if subfolder else path
-    if isinstance(path_or_repo, os.PathLike) or str(path_or_repo).count("/") != 1 or str(path_or_repo)[0] in "./~":
-        raise SLMCMemoryError(f"{path_or_repo} is neither a folder nor a Hub repository of the form 'owner/name'.")
-    patterns = [f"{subfolder}/{name}" for name in _ALLOWED_FILES] if subfolder else _ALLOWED_FILES
-    hub = {key: kwargs.pop(key) for key in ("token", "cache_dir", "local_files_only") if key in kwargs}
-    root = Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns, **hub))
-    return root / subfolder if subfolder else root

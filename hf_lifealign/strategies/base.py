@@ -44,6 +44,23 @@ class Run(Protocol):
     def seed(self) -> int: ...
 
     @property
+    def lived(self) -> list[str]:
+        """All tasks of the life in order: those that were trained before the run, and those of the stream."""
+        ...
+
+    def is_done(self, task: str) -> bool:
+        """Whether a task of the stream was finished before."""
+        ...
+
+    def label(self, task: str) -> str:
+        """`NN-<task>`: position in the life and name of a task."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Tells, and keeps for report and card, in what a run that was continued differs from one that never moved."""
+        ...
+
+    @property
     def is_main_process(self) -> bool: ...
 
     def strategy_file(self, strategy: "Strategy", name: str) -> Path:
@@ -69,6 +86,9 @@ class Strategy:
     A run may be killed at any instant and started again. It then goes on from its last finished phase, or from a
     checkpoint inside one, and calls `before_task` and the methods of the phase once more: what a strategy has to
     remember longer, it writes to `run.strategy_file(...)`.
+
+    A run can also be continued elsewhere, from what was published of it: `state_files` names what the strategy needs
+    there, and `prepare_stream` finds these files at their places.
 
     Third parties add a strategy through the entry-point group `hf_lifealign.strategies`.
     """
@@ -116,6 +136,11 @@ class Strategy:
 
     def after_task(self, run: Run, task: str) -> None:
         """When a task was trained and evaluated, before its adapter is published."""
+
+    def state_files(self, run: Run) -> list[Path]:
+        """After a task: the .json and .safetensors files, each directly in the strategy's own folder, from which it
+        goes on. The key `"rows"` of a JSON object holds training rows, published only if the user says so."""
+        return []
 
 
 def brings_extra_loss(strategy: Strategy) -> bool:

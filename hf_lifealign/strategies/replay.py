@@ -1,13 +1,17 @@
 """Replay: a sample of every finished task is mixed into later ones (LifeAlign, arXiv 2509.17183, Buffer_t)."""
 
-import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from hf_lifealign._files import write_json
+from hf_lifealign._files import read_json, write_json
+from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.strategies.base import PREFERENCE, WARM_START, Phase, Run, Strategy
 from hf_lifealign.strategies.sampling import mix, reservoir, seeded_generator, share
+
+if TYPE_CHECKING:
+    from hf_lifealign.stream import TaskStream
 
 
 class ReplayStrategy(Strategy):
@@ -40,32 +44,70 @@ class ReplayStrategy(Strategy):
         self.capacity = capacity
         self.phases = tuple(phases)
 
-    def _rows_before(self, run: Run, index: int) -> list[dict[str, Any]]:
-        """Rows of the tasks before position `index`, within the capacity."""
-        finished = run.stream.names[:index]
+    def _file(self, run: Run, task: str) -> Path:
+        return run.strategy_file(self, f"{run.label(task)}.json")
+
+    def _rows_before(self, run: Run, task: str) -> list[dict[str, Any]]:
+        """Rows of the tasks before a task, within the capacity."""
+        finished = run.lived[: run.lived.index(task)]
         rows: list[dict[str, Any]] = []
-        for position, task in enumerate(finished):
-            kept = json.loads(run.strategy_file(self, f"{position + 1:02d}-{task}.json").read_text("utf-8"))["rows"]
+        for position, earlier in enumerate(finished):
+            file = self._file(run, earlier)
+            # only what was trained elsewhere may lack its rows, and then the run has said so
+            kept = read_json(file)["rows"] if file.is_file() else []
             if self.capacity is not None:
                 even, rest = divmod(self.capacity, len(finished))
                 kept = kept[: even + (1 if position < rest else 0)]
             rows += kept
         return rows
 
+    def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
+        for task in run.lived:
+            if task not in stream.names or run.is_done(task):
+                self._bring_back(run, stream, task)
+        return stream
+
+    def _bring_back(self, run: Run, stream: "TaskStream", task: str) -> None:
+        """The sample of a task that was trained elsewhere: as it was published, or drawn from the data at hand."""
+        file = self._file(run, task)
+        published = read_json(file) if file.is_file() else {}
+        if "rows" in published:
+            return
+        if task not in stream.names:
+            run.note(
+                f"The task {task!r} is not replayed: its rows were not published (push_replay) and the stream does not "
+                "hold it."
+            )
+            if run.is_main_process:
+                file.unlink(missing_ok=True)
+            return
+        content = self._sample(run, task, published.get("row_indices"))
+        expected = published.get("rows_sha256")
+        if expected is not None and rows_digest(content["rows"]) != expected:
+            run.note(f"The rows at hand for the task {task!r} are not those of its training; others are replayed.")
+        if run.is_main_process:
+            write_json(file, content)
+
     def training_rows(self, run: Run, phase: Phase, rows: Dataset) -> Dataset:
         if phase.name not in self.phases:
             return rows
-        return mix(rows, self._rows_before(run, phase.index), "the replay buffer")
+        return mix(rows, self._rows_before(run, phase.task), "the replay buffer")
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
-        return {"replay_rows": len(self._rows_before(run, phase.index)) if phase.name in self.phases else 0}
+        return {"replay_rows": len(self._rows_before(run, phase.task)) if phase.name in self.phases else 0}
+
+    def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
+        """What is kept of a task, as JSON."""
+        rows = run.training_rows(task)  # on every process: it may have to compute
+        quota = share(len(rows), self.fraction)
+        if indices is None or not all(isinstance(i, int) and 0 <= i < len(rows) for i in indices):
+            indices = reservoir(len(rows), quota, seeded_generator(run.seed, "replay", task))
+        return {"task": task, "fraction": self.fraction, "row_indices": indices, "rows": [rows[i] for i in indices]}
 
     def after_task(self, run: Run, task: str) -> None:
-        rows = run.training_rows(task)  # on every process: it may have to compute
-        if not run.is_main_process:
-            return
-        quota = share(len(rows), self.fraction)
-        kept = reservoir(len(rows), quota, seeded_generator(run.seed, "replay", task))
-        index = run.stream.names.index(task)
-        content = {"task": task, "fraction": self.fraction, "row_indices": kept, "rows": [rows[i] for i in kept]}
-        write_json(run.strategy_file(self, f"{index + 1:02d}-{task}.json"), content)
+        content = self._sample(run, task)
+        if run.is_main_process:
+            write_json(self._file(run, task), content)
+
+    def state_files(self, run: Run) -> list[Path]:
+        return [file for task in run.lived if (file := self._file(run, task)).is_file()]

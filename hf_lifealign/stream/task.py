@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Task:
         seed (`int`, *optional*, defaults to 0): seed of the subsets.
         drop_overlap (`bool`, *optional*, defaults to `False`): leave out the train rows whose prompt stands in the
             task's whole test split, before `max_train` is applied.
+        license (`str`, *optional*): licence of the rows, for cards.
     """
 
     name: str
@@ -119,6 +121,7 @@ class Task:
     max_test: int | None = None
     seed: int = 0
     drop_overlap: bool = False
+    license: str | None = None
     _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def check(self) -> list[Problem]:
@@ -155,10 +158,23 @@ class Task:
             do = "Set true or false."
             given = f"drop_overlap with {show(self.drop_overlap)}"
             problems.append(Problem(label, None, given, "It is either on or off.", do))
-        if self.description is not None and not isinstance(self.description, str):
-            given = f"description with {show(self.description)}"
-            problems.append(Problem(label, None, given, "A description is a text.", "Put it in quotes."))
+        for key in ("description", "license"):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, str):
+                given = f"{key} with {show(value)}"
+                problems.append(Problem(label, None, given, f"A {key} is a text.", "Put it in quotes."))
         return problems
+
+    def provenance(self) -> dict[str, str | None]:
+        """What may be told to others of where the rows come from: `source` (a Hub id, or `None` for what is not on the
+        Hub), `license` and `description` as they were given."""
+        try:
+            source = parse_source(self.train, "train").hub.get("path")
+        except RefusedError:
+            source = None
+        if source and os.path.exists(source):
+            source = None  # `datasets` takes a folder of that name before it asks the Hub
+        return {"source": source, "license": self.license, "description": self.description}
 
     def load(self) -> LoadedTask:
         """Loads both splits; a second call returns the same object.

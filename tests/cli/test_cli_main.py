@@ -205,10 +205,10 @@ def test_run_hands_its_arguments_over(monkeypatch):
 
     seen = {}
     monkeypatch.setattr(recipe, "run_recipe", lambda path, **rest: seen.update(path=path, **rest) or 0)
-    line = "run r.yaml --output-dir out --set a.b=1 --set c=2 --data-dir data --no-resume"
+    line = "run r.yaml --output-dir out --set a.b=1 --set c=2 --data-dir data --no-resume --continue-from me/x@t"
     assert main(line.split()) == 0
     expected = {"path": "r.yaml", "overrides": ["a.b=1", "c=2"], "output_dir": "out", "data_dir": "data"}
-    assert seen == {**expected, "resume": False}
+    assert seen == {**expected, "resume": False, "continue_from": "me/x@t"}
 
 
 def test_run_without_a_recipe():

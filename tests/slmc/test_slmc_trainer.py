@@ -9,7 +9,8 @@ from peft import PeftModel
 from slmc_helpers import live, same, slmc_config, tiny_base, tiny_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_lifealign.slmc import ConsolidationCallback, SLMCMemoryError, load_adapter
+from hf_lifealign import load_adapter
+from hf_lifealign.slmc import ConsolidationCallback, SLMCMemoryError
 
 SPACES = ["factors", "delta"]
 ROWS = [
