@@ -1,5 +1,6 @@
 """What a repository tells of its life: its log, a return to an earlier revision, and whether everything is whole."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,12 +137,14 @@ def verify(remote: Remote, revision: str | None = None) -> list[Verified]:
 
 def _verify(remote: Remote, revision: str, expected: Entry | None) -> Verified:
     try:
-        fetched = fetch_revision(remote.repo_id, revision, api=remote.api)
-        if fetched.lineage is None:
-            raise DamagedRevisionError(f"it has no {LINEAGE}")
-        if expected is not None and fetched.lineage.entry != expected:
-            raise DamagedRevisionError("its lineage is not that which the log of main names")
-        check_revision(fetched)
+        # what the cache holds says nothing of what the Hub holds
+        with tempfile.TemporaryDirectory() as cache:
+            fetched = fetch_revision(remote.repo_id, revision, api=remote.api, cache_dir=cache)
+            if fetched.lineage is None:
+                raise DamagedRevisionError(f"it has no {LINEAGE}")
+            if expected is not None and fetched.lineage.entry != expected:
+                raise DamagedRevisionError("its lineage is not that which the log of main names")
+            check_revision(fetched)
     except DamagedRevisionError as error:
         return Verified(revision, "", 0, 0, str(error))
     sizes = [facts["size"] for facts in fetched.lineage.files.values()]

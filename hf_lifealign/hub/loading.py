@@ -73,7 +73,7 @@ def locate_adapter(
     path = Path(path_or_repo)
     if path.is_dir():
         if revision is not None:
-            raise ValueError(f"You gave the revision {revision!r} with the local folder {path}, which has no revisions.")
+            raise ValueError(f"You gave the revision {revision!r} with the folder {path}, which has no revisions.")
         return (path / subfolder if subfolder else path), None
     name = str(path_or_repo)
     if isinstance(path_or_repo, os.PathLike) or name.count("/") != 1 or name[0] in "./~" or name.endswith("/"):

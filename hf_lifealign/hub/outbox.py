@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hf_lifealign._files import read_json, write_json
+from hf_lifealign._files import read_json, sweep, write_json
 from hf_lifealign.hub.errors import HubError
 
 
@@ -98,6 +98,7 @@ class Outbox:
                 True,
             ) from error
         try:
+            sweep(self.folder)
             yield
         finally:
             lock.release()

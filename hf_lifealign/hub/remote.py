@@ -68,9 +68,17 @@ def set_timeouts(seconds: float | None = None) -> None:
 
     limit = seconds if seconds is not None else float(os.environ.get("HF_LIFEALIGN_HUB_TIMEOUT") or 120.0)
 
+    bounds = httpx2.Timeout(limit, connect=min(limit, 20.0)).as_dict()
+
+    def bound(request: httpx2.Request) -> None:
+        # some calls ask for no limit by themselves, so the client's default would not do
+        asked = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {name: asked.get(name) or bounds[name] for name in bounds}
+
     def factory() -> httpx2.Client:
         client = default_client_factory()
-        client.timeout = httpx2.Timeout(limit, connect=min(limit, 20.0))
+        hooks = client.event_hooks
+        client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
         return client
 
     set_client_factory(factory)
@@ -111,7 +119,7 @@ class Remote:
 
         try:
             return call(*args, **kwargs)
-        except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, httpx2.HTTPError) as error:
             # the client puts its own errors around those of an upload or a download
             causes = list(_causes(error))
             for cause in causes:
@@ -122,7 +130,7 @@ class Remote:
                 where = f"the Hub at {self.api.endpoint} did not answer"
                 raise HubError(f"Could not {what}: {where} ({told}).", may_pass=True) from error
             # an answer that is no JSON, or shorter than it should be, comes from a server in trouble
-            unreadable = isinstance(error, OSError | json.JSONDecodeError)
+            unreadable = isinstance(error, OSError | KeyError | json.JSONDecodeError)
             raise HubError(f"Could not {what}: {told}", may_pass=unreadable) from error
 
     def _refusal(self, what: str, error: Any) -> HubError:

@@ -16,7 +16,8 @@ WRITE, READ, STRANGER = "hf_test_write_me", "hf_test_read_me", "hf_test_write_yo
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A server; the client in this process may go online and keeps its cache in the test's folder."""
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -28,6 +29,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", WRITE)
         yield server
+    set_client_factory(default_client_factory)
+    close_session()
 
 
 @pytest.fixture
