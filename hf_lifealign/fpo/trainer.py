@@ -19,6 +19,7 @@ from transformers import (
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from hf_lifealign.fpo.card import AdapterCardMixin
 from hf_lifealign.fpo.config import FPOConfig
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 from hf_lifealign.fpo.loss import focal_preference_loss, focal_weight
@@ -64,7 +65,7 @@ def with_consolidation(
     return [*(callbacks or ()), ConsolidationCallback(task_name=Path(str(args.output_dir)).name)]
 
 
-class FPOTrainer(ExtraLossMixin, DPOTrainer):
+class FPOTrainer(AdapterCardMixin, ExtraLossMixin, DPOTrainer):
     r"""
     Trainer for Focalized Preference Optimization (FPO), the learning half of LifeAlign (arXiv 2509.17183).
 

@@ -15,7 +15,9 @@ from hf_lifealign.report.table import markdown_table, summary_rows, view_table
 from hf_lifealign.report.view import matrix_names, view_matrix
 
 _REQUIRED = ("base_model",)
-_OPTIONAL = ("tasks", "matrix", "settings", "repo_id", "revision", "versions", "license", "language", "datasets")
+_OPTIONAL = (
+    "tasks", "matrix", "settings", "repo_id", "revision", "versions", "license", "language", "datasets", "tags",
+)  # fmt: skip
 # What the Hub takes for the id of a model; anything else in the front matter would be refused on upload.
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 
@@ -32,7 +34,7 @@ def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:
             - `matrix` (`dict`, *optional*): content of `matrix.json`; stages after the last of `tasks` are left out.
             - `settings`, `versions` (`dict`, *optional*): of the run, as in its `state.json`.
             - `repo_id`, `revision` (`str`, *optional*): where the adapter is published, for the loading examples.
-            - `license` (`str`), `language`, `datasets` (`list[str]`, *optional*): for the front matter.
+            - `license` (`str`), `language`, `datasets`, `tags` (`list[str]`, *optional*): for the front matter.
 
     Returns:
         `Path`: the card.
@@ -104,6 +106,7 @@ def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str,
     tags = ["trl", "lora", "lifelong-alignment", "hf-lifealign"]
     tags += [trainer.removesuffix("Trainer").lower()] if trainer else []
     tags += ["slmc"] if has_memory else []
+    tags += [tag for tag in given.get("tags") or () if tag not in tags]
     fields: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base):
         fields |= {"base_model": base, "base_model_relation": "adapter"}
