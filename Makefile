@@ -39,6 +39,7 @@ bench: $(VENV)/.model
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/fpo_step.py
 	$(BIN)/python benchmarks/consolidation.py
+	$(BIN)/python benchmarks/push.py
 
 build: $(VENV)/.installed
 	$(BIN)/python -m build --outdir dist

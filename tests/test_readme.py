@@ -1,15 +1,19 @@
 """What the README claims, run: its script, its loading lines, its commands and links."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support.tiny import preference_rows, tiny_model, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPT, LOADING = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, LOADING, PUBLISHED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = re.findall(r"^lifealign .*$", README, flags=re.MULTILINE)
 
 
 def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +38,54 @@ def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatc
     exec("model = " + second, scope)
     assert scope["model"].peft_config["default"].peft_type == "SLMC"
     assert scope["model"].base_model.memory.entries[-1]["task"] == "harmless"
+
+
+PRELUDE = """
+import sys
+from peft import PeftModel
+from hf_lifealign import load_adapter
+from support.tiny import tiny_model
+base = tiny_model()
+"""
+
+
+def test_publishing_and_going_on(tmp_path: Path, tiny_dir: str) -> None:
+    """The commands, each in a process of its own, against a Hub on this machine; then the Python lines."""
+    from support.hub_server import HubServer, client_environment
+
+    recipe: dict[str, Any] = {
+        "model": tiny_dir,
+        "output_dir": "runs/assistant",
+        "adapter": {"r": 2, "target_modules": ["q_proj"]},
+        "training": {"num_train_epochs": 1, "gradient_checkpointing": False, "bf16": False, "use_cpu": True},
+    }
+    for number, name in enumerate(("helpful", "harmless", "kind")):
+        for split, start in (("train", 0), ("test", 50)):
+            write_jsonl(tmp_path / name / f"{split}.jsonl", preference_rows(6, chosen=name, start=100 * number + start))
+    tasks = [
+        {"name": n, "train": f"{n}/train.jsonl", "test": f"{n}/test.jsonl"} for n in ("helpful", "harmless", "kind")
+    ]
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(recipe | {"tasks": tasks[:2]}))
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(recipe | {"tasks": tasks[2:]}))
+    with HubServer() as hub:
+        environment = client_environment(hub, tmp_path / "home") | {"PYTHONPATH": str(ROOT / "tests")}
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+
+        run("-m", "hf_lifealign.cli.main", "run", "first.yaml")
+        told = [run("-m", "hf_lifealign.cli.main", *line.split()[1:]) for line in COMMANDS]
+        assert told[0].count("sent") == 2
+        assert "all is well" in told[5]
+        run("-c", PRELUDE + PUBLISHED.replace("load_adapter(base,", "load_adapter(tiny_model(),"))
+        repo = hub.repo("me/assistant-lifelong")
+        assert set(repo.tags) == {"task-01-helpful", "task-02-harmless"}
+        assert (tmp_path / "runs" / "more" / "adapters" / "03-kind").is_dir()
+        assert "bwt.py" in hub.repo("me/bwt", repo_type="space").files("main")
 
 
 def test_commands_and_links_exist() -> None:

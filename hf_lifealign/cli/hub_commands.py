@@ -200,13 +200,11 @@ def push_metric(args: argparse.Namespace) -> int:
 
 def push_dataset(args: argparse.Namespace) -> int:
     """`lifealign push-dataset`."""
-    from pathlib import Path
-
     from hf_lifealign.hub.dataset_repo import push_task_dataset
-    from hf_lifealign.lifelong.recipe import read_recipe
+    from hf_lifealign.lifelong.recipe import find_recipe, read_recipe
     from hf_lifealign.stream import TaskStream
 
-    stream = TaskStream.from_config(read_recipe(args.recipe)["tasks"], Path(args.recipe).resolve().parent)
+    stream = TaskStream.from_config(read_recipe(args.recipe)["tasks"], find_recipe(args.recipe).resolve().parent)
     if args.task not in stream.names:
         raise ValueError(f"You gave the task {args.task!r}. The recipe has {', '.join(stream.names)}.")
     task = stream[args.task]

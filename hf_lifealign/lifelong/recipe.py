@@ -3,11 +3,14 @@
 import difflib
 import importlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from hf_lifealign._resources import resource_path
 
 _KEYS = {
     "model": "Hub id, local folder or embedded:NAME",
@@ -35,7 +38,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a mapping of known keys, or an override cannot be read.
     """
-    path = Path(path)
+    path = find_recipe(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no recipe {path}. Give the path of a YAML file, e.g. recipes/quickstart.yaml."
@@ -57,6 +60,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if "strategy" in content and "strategies" in content:
         raise ValueError(f"The recipe {path} sets 'strategy' and 'strategies'. Put all of them under 'strategies'.")
     return content
+
+
+def find_recipe(path: str | Path) -> Path:
+    """The recipe's file: as it is named, or the shipped one of that name where there is no checkout."""
+    path = Path(path)
+    if not path.exists() and path.parts[:1] == ("recipes",):
+        with suppress(FileNotFoundError):
+            return resource_path(*path.parts)
+    return path
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -220,7 +232,9 @@ def run_recipe(
     """
     recipe = read_recipe(path, overrides)
     _quiet_libraries()
-    run = build_run(recipe, Path(data_dir) if data_dir else Path(path).resolve().parent, output_dir, continue_from)
+    run = build_run(
+        recipe, Path(data_dir) if data_dir else find_recipe(path).resolve().parent, output_dir, continue_from
+    )
     if not resume and run.directory.state.exists():
         raise ValueError(
             f"You gave --no-resume, and there is a run in {run.directory.root} already. Remove it, or choose another "

@@ -12,7 +12,7 @@ import yaml
 from support.tiny import preference_rows, write_jsonl
 
 from hf_lifealign.lifelong.launch import processes_asked_for
-from hf_lifealign.lifelong.recipe import build_adapter, build_run, read_recipe
+from hf_lifealign.lifelong.recipe import build_adapter, build_run, find_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,3 +135,16 @@ def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> No
     assert processes_asked_for(["launch", "--num-processes=3", "s.py"]) == 3
     assert processes_asked_for(["launch", "--config_file", str(config), "s.py"]) == 4
     assert processes_asked_for(["launch", "s.py"]) is None
+
+
+def test_shipped_recipes_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("recipes/quickstart.yaml").is_file()
+    assert read_recipe("recipes/quickstart.yaml")["model"].startswith("embedded:")
+    with pytest.raises(FileNotFoundError, match="no recipe"):
+        read_recipe("recipes/none.yaml")
+    # a file of the user's goes first
+    own = tmp_path / "recipes" / "quickstart.yaml"
+    own.parent.mkdir()
+    own.write_text("model: mine\ntasks: []\n")
+    assert read_recipe("recipes/quickstart.yaml")["model"] == "mine"
