@@ -34,12 +34,23 @@ def replacing(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder is on disk, so that a power cut after a rename does not leave an empty file."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # which it cannot open
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,8 +86,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     fill(partial)
+    for file in partial.rglob("*"):
+        _sync(file)
     remove_folder(path)
     os.replace(partial, path)
+    _sync(path.parent)
 
 
 def sweep(root: Path) -> None:

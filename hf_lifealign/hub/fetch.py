@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_lifealign.hub.contents import LARGEST, LINEAGE, Content, check_listing, is_allowed
 from hf_lifealign.hub.errors import DamagedRevisionError, HubError
 from hf_lifealign.hub.lineage import Lineage
+from hf_lifealign.hub.patience import Patience
 from hf_lifealign.hub.remote import Remote
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def fetch_revision(
     local_files_only: bool = False,
     api: "HfApi | None" = None,
     subfolder: str | None = None,
+    patience: Patience = Patience(attempts=3),  # noqa: B008  frozen
 ) -> Fetched:
     """Fetches and verifies a revision, or takes it from the cache where the Hub cannot be reached.
 
@@ -70,20 +72,19 @@ def fetch_revision(
         local_files_only (`bool`): take what the cache has, and ask nobody.
         api (`HfApi`, *optional*): client to use.
         subfolder (`str`, *optional*): folder of the adapter in a repository that no lifelong run published.
+        patience ([`Patience`]): how often what may pass is tried before the cache is looked at.
 
     Raises:
         DamagedRevisionError: if a file is not what the lineage says, or the listing cannot be that of a revision.
         HubError: if the Hub refuses, or cannot be reached and the cache does not hold the revision.
     """
+    from huggingface_hub import constants
+
     remote = Remote(repo_id, token, api)
-    if local_files_only:
+    if local_files_only or constants.HF_HUB_OFFLINE:
         return _cached(remote, revision, cache_dir, subfolder)
     try:
-        commit = remote.resolve(revision)
-        sizes = {path: item.size for path, item in remote.tree(commit).items()}
-        lineage = remote.lineage(commit)
-        wanted = _wanted(sizes, lineage, subfolder, f"{repo_id}@{commit[:12]}")
-        folder = _download(remote, commit, wanted, lineage, cache_dir)
+        return patience.until_done(lambda: _fetch(remote, revision, subfolder, cache_dir))
     except HubError as error:
         if not error.may_pass:
             raise
@@ -93,6 +94,15 @@ def fetch_revision(
             raise error from None
         logger.warning(f"{error} Using the copy of {repo_id}@{cached.commit[:12]} in the cache.")
         return cached
+
+
+def _fetch(remote: Remote, revision: str | None, subfolder: str | None, cache_dir: str | Path | None) -> Fetched:
+    """One attempt, from the resolved commit to the last hash."""
+    commit = remote.resolve(revision)
+    sizes = {path: item.size for path, item in remote.tree(commit).items()}
+    lineage = remote.lineage(commit)
+    wanted = _wanted(sizes, lineage, subfolder, f"{remote.repo_id}@{commit[:12]}")
+    folder = _download(remote, commit, wanted, lineage, cache_dir)
     return Fetched(folder, remote.repo_id, commit, lineage)
 
 

@@ -12,7 +12,7 @@ from hf_lifealign.hub.contents import CARD, LINEAGE, WEIGHTS, Content, content_d
 from hf_lifealign.hub.errors import DamagedRevisionError, HubError
 from hf_lifealign.hub.fetch import Fetched, fetch_revision
 from hf_lifealign.hub.lineage import Entry, file_facts
-from hf_lifealign.hub.publish import Published, PushOptions, message, persistently, whole_revision
+from hf_lifealign.hub.publish import Published, PushOptions, message, whole_revision
 from hf_lifealign.hub.record import RunRecord
 from hf_lifealign.hub.remote import Head, Remote
 from hf_lifealign.report.table import markdown_table
@@ -71,7 +71,7 @@ def rollback(
     """
     options = options or PushOptions()
     date = now().isoformat(timespec="seconds")
-    return persistently(lambda: _rollback(remote, revision, options, date), options)
+    return options.until_done(lambda: _rollback(remote, revision, options, date))
 
 
 def _rollback(remote: Remote, revision: str, options: PushOptions, date: str) -> Published:

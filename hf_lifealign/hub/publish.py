@@ -5,9 +5,9 @@ on that head; compare what the Hub then holds with what was sent; set the tag by
 process that dies anywhere in between leaves a repository from which the next push goes on to the same end.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hf_lifealign.hub.bundle import Bundle, PushReplay, build_bundle, finished_tasks
@@ -16,32 +16,24 @@ from hf_lifealign.hub.contents import CARD, LINEAGE, Content
 from hf_lifealign.hub.errors import HubError
 from hf_lifealign.hub.lineage import Entry, Lineage, file_facts, find_content, free_tag
 from hf_lifealign.hub.outbox import Outbox
+from hf_lifealign.hub.patience import Patience
 from hf_lifealign.hub.remote import Head, Remote
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class PushOptions:
-    """How a run is published.
+class PushOptions(Patience):
+    """How a run is published, and with how much patience.
 
     Args:
         private (`bool`, *optional*): whether a repository that is made is private; the account's default if `None`.
         push_replay (`str`): `"none"`, `"ids"` or `"rows"`, see [`build_bundle`].
         license (`str`, *optional*): licence of the adapter, for its card.
-        attempts (`int`): how often a step is tried that may succeed later.
-        first_wait (`float`): seconds before the second attempt; doubled for each further one, at most a minute.
-        sleep (`Callable`): how to wait.
-        tell (`Callable`): is told what is done, a line at a time.
+        attempts, first_wait, sleep, tell: see [`Patience`].
     """
 
     private: bool | None = None
     push_replay: PushReplay = "none"
     license: str | None = None
-    attempts: int = 5
-    first_wait: float = 1.0
-    sleep: Callable[[float], None] = time.sleep
-    tell: Tell = field(default=lambda line: None)
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = 
             folder = folders[len(sent)]
             try:
                 bundle = build_bundle(root, folder, options.push_replay, remote.secrets)
-                published = persistently(lambda b=bundle, p=previous: publish(b, p, remote, options), options)  # type: ignore[misc]
+                published = options.until_done(partial(publish, bundle, previous, remote, options))
             except (HubError, OSError) as error:
                 outbox.failed(folder.name, remote.repo_id, str(error))
                 raise
@@ -95,22 +87,6 @@ def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = 
             sent.append(published)
             previous = bundle
     return sent
-
-
-def persistently(attempt: Callable[[], Published], options: PushOptions) -> Published:
-    """Repeats an attempt that may succeed later, with growing waits or those that the server asks for."""
-    wait = options.first_wait
-    for number in range(1, options.attempts + 1):
-        try:
-            return attempt()
-        except HubError as error:
-            if not error.may_pass or number == options.attempts:
-                raise
-            pause = error.wait if error.wait is not None else wait
-            wait = min(wait * 2, 60.0)
-            options.tell(f"{error} Trying again in {pause:.0f} s ({number} of {options.attempts - 1}).")
-            options.sleep(pause)
-    raise AssertionError("unreachable")
 
 
 def publish(bundle: Bundle, previous: Bundle | None, remote: Remote, options: PushOptions) -> Published:

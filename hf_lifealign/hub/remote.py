@@ -115,7 +115,7 @@ class Remote:
             what (`str`): what is tried, as it goes on after "Could not".
         """
         import httpx2
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         try:
             return call(*args, **kwargs)
@@ -126,6 +126,8 @@ class Remote:
                 if isinstance(cause, HfHubHTTPError):
                     raise self._refusal(what, cause) from cause
             told = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
+            if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+                raise HubError(f"Could not {what}: HF_HUB_OFFLINE is set. Unset it to reach the Hub.") from error
             if any(isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError) for cause in causes):
                 where = f"the Hub at {self.api.endpoint} did not answer"
                 raise HubError(f"Could not {what}: {where} ({told}).", may_pass=True) from error

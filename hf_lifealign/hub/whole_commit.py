@@ -1,7 +1,6 @@
 """Publishes a set of files as one commit on a known head, or not at all; for repositories that are no adapter's."""
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_lifealign.hub.contents import Content
 from hf_lifealign.hub.errors import DamagedRevisionError, HubError
+from hf_lifealign.hub.patience import Patience
 from hf_lifealign.hub.remote import Remote
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 RepoType = Literal["model", "dataset", "space"]
-ATTEMPTS = 5
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?", re.ASCII)
 _CARD = "README.md"
@@ -120,6 +119,7 @@ def commit_files(
     private: bool = False,
     space_sdk: str | None = None,
     check: Check | None = None,
+    patience: Patience | None = None,
 ) -> CommitResult:
     """Brings files into a repository in one commit, and compares what the Hub then holds with what was sent.
 
@@ -138,36 +138,31 @@ def commit_files(
             visibility, and is refused if it is public.
         space_sdk (`str`, *optional*): SDK of a Space that is made.
         check (`Callable`, *optional*): is given the [`Snapshot`] before each commit, and raises to refuse it.
+        patience ([`Patience`], *optional*): how often what may pass is tried.
 
     Raises:
         ValueError: if `repo_id` is none, or the Hub refuses the card's front matter.
         HubError: if the Hub refuses, or does not answer in 5 attempts.
         DamagedRevisionError: if the Hub holds something else than what was sent.
     """
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
     check_owner_and_name(repo_id)
     repo = _Repository(Remote(repo_id, token, api), repo_type, token)
     contents = {path: Content(source) for path, source in files.items()}
-    changed, wait = False, 0.5
-    for number in range(1, ATTEMPTS + 1):
-        try:
-            snapshot = repo.snapshot(private, space_sdk, with_metadata=check is not None)
-            if snapshot.head is not None and _first_difference(snapshot.files, contents) is None:
-                return CommitResult(snapshot.head, repo.url, changed)
-            if check is not None:
-                check(snapshot)
-            changed = True
-            oid = repo.commit(contents, message, snapshot.head)
-            repo.verify(oid, contents)
-            return CommitResult(oid, repo.url, True)
-        except HubError as error:
-            offline = isinstance(error.__cause__, OfflineModeIsEnabled)
-            if not error.may_pass or offline or number == ATTEMPTS:
-                raise
-            time.sleep(wait if error.wait is None else error.wait)
-            wait *= 2
-    raise AssertionError("unreachable")
+    changed = False
+
+    def attempt() -> CommitResult:
+        nonlocal changed
+        snapshot = repo.snapshot(private, space_sdk, with_metadata=check is not None)
+        if snapshot.head is not None and _first_difference(snapshot.files, contents) is None:
+            return CommitResult(snapshot.head, repo.url, changed)
+        if check is not None:
+            check(snapshot)
+        changed = True
+        oid = repo.commit(contents, message, snapshot.head)
+        repo.verify(oid, contents)
+        return CommitResult(oid, repo.url, True)
+
+    return (patience or Patience()).until_done(attempt)
 
 
 def _first_difference(present: Mapping[str, "RepoFile"], wanted: Mapping[str, Content]) -> str | None:

@@ -3,10 +3,12 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.hub_server import HubServer
 
+from hf_lifealign.hub import patience
 from hf_lifealign.hub.publish import PushOptions
 from hf_lifealign.hub.remote import Remote
 
@@ -28,6 +30,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setenv("HF_TOKEN", WRITE)
+        # what may pass is tried again, and nobody waits for that
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None))
         yield server
     set_client_factory(default_client_factory)
     close_session()
@@ -47,13 +51,11 @@ def remote(hub: HubServer) -> Callable[..., Remote]:
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that pushes waited for; nobody really waits, the client of huggingface_hub neither."""
-    import types
-
     import huggingface_hub.utils._http as http
 
     slept: list[float] = []
     real = http.time
-    clock = types.SimpleNamespace(sleep=lambda seconds: None, time=real.time, monotonic=real.monotonic)
+    clock = SimpleNamespace(sleep=lambda seconds: None, time=real.time, monotonic=real.monotonic)
     monkeypatch.setattr(http, "time", clock)
     return slept
 

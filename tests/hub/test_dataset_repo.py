@@ -13,7 +13,7 @@ import yaml
 from datasets import Dataset
 from support.hub_server import Fault, HubServer, client_environment
 
-from hf_lifealign.hub import whole_commit
+from hf_lifealign.hub import patience, whole_commit
 from hf_lifealign.hub.dataset_repo import dataset_card, push_task_dataset
 from hf_lifealign.hub.errors import HubError, NotPublishableError
 from hf_lifealign.stream import StreamError, Task, fingerprint
@@ -40,7 +40,7 @@ def hub(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(whole_commit, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None))
     with HubServer() as server:
         yield server
 

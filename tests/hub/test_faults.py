@@ -11,6 +11,7 @@ from support.hub_server import Fault, HubServer
 
 from hf_lifealign._files import read_json
 from hf_lifealign.hub.errors import HubError
+from hf_lifealign.hub.fetch import fetch_revision
 from hf_lifealign.hub.outbox import Outbox
 from hf_lifealign.hub.publish import PushOptions, push_run
 from hf_lifealign.hub.remote import Remote, retry_after, set_timeouts
@@ -198,6 +199,36 @@ def test_a_wait_is_read_from_numbers_and_dates() -> None:
     assert retry_after(later) == pytest.approx(60, abs=3)
     # a clock that is wrong makes no negative wait
     assert retry_after(format_datetime(datetime.now(UTC) - timedelta(days=400), usegmt=True)) == 0.0
+
+
+FETCHING = ["info", "tree", "paths_info", "resolve_head", "resolve_get"]
+FETCH_FAULTS = {name: kind for name, kind in PASSING.items() if not name.endswith("after")} | LASTING
+FETCH_FAULTS |= {"corrupt": {"kind": "corrupt"}, "truncate": {"kind": "truncate"}, "stall": {"kind": "stall"}}
+
+
+@pytest.mark.parametrize("step", FETCHING)
+@pytest.mark.parametrize("name", FETCH_FAULTS)
+def test_fetching(hub, remote, life, options, step: str, name: str) -> None:
+    """One failure is survived where it may pass, and told where it lasts; nothing damaged is ever handed out."""
+    if name == "stall" and step in READING:
+        pytest.skip("the client waits ten seconds there by itself")
+    push_run(life, remote(), options)
+    hub.fail(Fault(step=step, times=1, **FETCH_FAULTS[name]))
+    told, found = None, None
+    try:
+        found = fetch_revision("me/life", "task-02-two").lineage
+    except HubError as error:
+        told = str(error)
+    if told is None:
+        assert found is not None
+        assert found.entry.tag == "task-02-two"
+    else:
+        assert name in (*LASTING, "corrupt", "truncate"), told
+        assert "me/life" in told
+    hub.faults.clear()
+    folder = fetch_revision("me/life", "task-02-two").folder
+    weights = (life / "adapters" / "02-two" / "adapter_model.safetensors").read_bytes()
+    assert (folder / "adapter_model.safetensors").read_bytes() == weights
 
 
 def test_a_tag_that_cannot_be_set_keeps_its_commit(hub, remote, life, options, undisturbed) -> None:
