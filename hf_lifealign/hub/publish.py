@@ -77,9 +77,10 @@ def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = 
         # a run in progress may finish another task while this one is being sent
         while len(folders := finished_tasks(root)) > len(sent):
             folder = folders[len(sent)]
+            settled = outbox.published(remote.repo_id).get(folder.name)
             try:
                 bundle = build_bundle(root, folder, options.push_replay, remote.secrets)
-                published = options.until_done(partial(publish, bundle, previous, remote, options))
+                published = options.until_done(partial(publish, bundle, previous, remote, options, settled))
             except (HubError, OSError) as error:
                 outbox.failed(folder.name, remote.repo_id, str(error))
                 raise
@@ -89,11 +90,19 @@ def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = 
     return sent
 
 
-def publish(bundle: Bundle, previous: Bundle | None, remote: Remote, options: PushOptions) -> Published:
+def publish(
+    bundle: Bundle,
+    previous: Bundle | None,
+    remote: Remote,
+    options: PushOptions,
+    settled: Mapping[str, str] | None = None,
+) -> Published:
     """One attempt to bring a task into a repository: does what is missing of commit, verification and tag.
 
     Args:
         bundle, previous ([`Bundle`]): the task, and the one before it in the same run, which is its parent.
+        remote ([`Remote`]), options ([`PushOptions`]): where, and how.
+        settled (`dict`, *optional*): tag, commit and content that an earlier push verified.
     """
     head = remote.head()
     if head is None:
@@ -103,7 +112,10 @@ def publish(bundle: Bundle, previous: Bundle | None, remote: Remote, options: Pu
             raise HubError(f"{remote.repo_id} was created, but the Hub does not show it yet.", True)
     known = find_content(head.log, bundle.content)
     if known is not None:
-        return _complete(bundle, known, head, remote)
+        now = {"tag": known.tag, "commit": head.tags.get(known.tag), "content": known.content}
+        if settled == now:
+            return Published(known.label, known.tag, settled["commit"], known.content, False)
+        return _complete(known, head, remote)
     remote.check_is_ours(head)
     tag = free_tag(bundle.record.label, [*head.tags, *(entry.tag for entry in head.log)])
     entry = new_entry(bundle, tag, parent_of(bundle, previous, head, remote.repo_id))
@@ -115,7 +127,7 @@ def publish(bundle: Bundle, previous: Bundle | None, remote: Remote, options: Pu
     return Published(bundle.record.label, tag, commit, bundle.content, True)
 
 
-def _complete(bundle: Bundle, known: Entry, head: Head, remote: Remote) -> Published:
+def _complete(known: Entry, head: Head, remote: Remote) -> Published:
     """A task that is in the log: an earlier attempt made its commit and may have died before the tag."""
     commit = head.tags.get(known.tag) or remote.commit_with(known)
     lineage = remote.lineage(commit) if commit else None

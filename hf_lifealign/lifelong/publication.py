@@ -1,5 +1,6 @@
 """What a run makes ready for publication after each task, and how it is sent without training being held up."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -19,6 +20,8 @@ from hf_lifealign.strategies import PREFERENCE
 
 if TYPE_CHECKING:
     from hf_lifealign.lifelong.trainer import LifelongTrainer
+
+logger = logging.getLogger(__name__)
 
 _SAMPLES = "_samples"
 
@@ -98,10 +101,15 @@ class Publication:
         self.enabled = args.push_to_hub and is_main_process
         self.outbox = Outbox(root)
         self._process: subprocess.Popen[bytes] | None = None
+        self._told: set[str] = set()
 
     def announce(self, label: str) -> None:
         """Notes a finished task for publication and has it sent, unless a push that is at work will come to it."""
         if self.enabled:
+            for name, entry in self.outbox.waiting().items():
+                if entry["error"] and entry["error"] not in self._told:
+                    self._told.add(entry["error"])
+                    logger.warning(f"{name} is not published yet: {entry['error']} The run goes on.")
             self.outbox.announce(label, self.args.repo_id)
             self._start()
             if not self.args.push_in_background:
