@@ -47,6 +47,7 @@ def run_record(run: "LifelongTrainer", index: int, record: dict[str, Any]) -> Ru
     settings["tasks"] = settings["tasks"][: index + 1]
     settings.pop("continued_from", None)
     records = {entry["name"]: entry["record"] for entry in content["tasks"][:index]} | {names[-1]: record}
+    records = {name: _without_modules(kept) for name, kept in records.items()}
     root = run.directory.root / "evaluation"
     evaluation = {task: _results(root / f"after-{run.directory.label(task)}") for task in names}
     origin = run.origin
@@ -64,6 +65,16 @@ def run_record(run: "LifelongTrainer", index: int, record: dict[str, Any]) -> Ru
         origin=origin.identity if origin is not None else None,
         notes=list(content["notes"]),
     )
+
+
+def _without_modules(record: dict[str, Any]) -> dict[str, Any]:
+    """A task's record without what consolidation did to each module, which the memory tells already."""
+    phases = []
+    for phase in record["phases"]:
+        report = phase.get("consolidation")
+        slim = {key: value for key, value in report.items() if key != "modules"} if report else report
+        phases.append(phase | {"consolidation": slim})
+    return record | {"phases": phases}
 
 
 def _results(folder: Path) -> dict[str, dict[str, float]]:
