@@ -42,7 +42,7 @@ def make_run(root: Path, megabytes: float, seed: int) -> Path:
     (folder / "matrix.json").write_text(json.dumps(matrix))
     (folder / "matrix.png").write_bytes(draw.bytes(40_000))
     RunRecord(["task"], ["task"], {"base_model": "owner/base"}, {"task": {"phases": []}}, {"task": {}}).write(folder)
-    state = {"tasks": [{"name": "task", "status": "done", "record": {"phases": []}}]}
+    state = {"tasks": [{"name": "task", "label": "01-task", "status": "done", "record": {"phases": []}}]}
     (root / "state.json").write_text(json.dumps(state))
     return folder
 

@@ -94,10 +94,9 @@ def _add_visibility(parser: argparse.ArgumentParser) -> None:
 
 
 def _remote(repo: str) -> Any:
-    """The repository, through a client that does not wait for ever."""
-    from hf_lifealign.hub.remote import Remote, set_timeouts
+    """The repository."""
+    from hf_lifealign.hub.remote import Remote
 
-    set_timeouts()
     return Remote(repo)
 
 
@@ -109,15 +108,26 @@ def push(args: argparse.Namespace) -> int:
     """`lifealign push`."""
     from pathlib import Path
 
-    from hf_lifealign.hub.bundle import finished_tasks
     from hf_lifealign.hub.outbox import Outbox
+
+    outbox = Outbox(Path(args.run))
+    try:
+        return _push(args, Path(args.run), outbox)
+    except Exception as error:
+        if args.background:
+            # whoever started this process reads the outbox
+            outbox.excuse(str(error) or type(error).__name__)
+        raise
+
+
+def _push(args: argparse.Namespace, root: Any, outbox: Any) -> int:
+    from hf_lifealign.hub.bundle import finished_tasks
     from hf_lifealign.hub.publish import PushOptions, push_run
 
     if args.background and hasattr(os, "nice"):
         os.nice(10)  # training goes first
-    root = Path(args.run)
     tasks = finished_tasks(root)
-    target = Outbox(root).target
+    target = outbox.target
     repo = args.repo or target.get("repo_id")
     if not repo:
         raise ValueError(f"The run in {root} was not pushed before. Name the repository: lifealign push {root} me/name")

@@ -1,6 +1,6 @@
 """The card that a trainer writes beside an adapter, in the place of TRL's and of the blank one that PEFT leaves."""
 
-import shutil
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,14 @@ _TOLD = (
 )  # fmt: skip
 
 
+def _remove_adapter(folder: Path) -> None:
+    """Removes what PEFT has written of an adapter, and the folder if nothing else is in it."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 class AdapterCardMixin(_Base):
     """Mixin for a TRL trainer: what it saves of an adapter is fit to be published.
 
@@ -34,10 +42,11 @@ class AdapterCardMixin(_Base):
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         if not self.args.should_save or not is_peft_model(self.accelerator.unwrap_model(self.model)):
             return
-        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+        if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", folder.name):
             (folder / "README.md").unlink(missing_ok=True)
             return
-        shutil.rmtree(folder / "ref", ignore_errors=True)
+        if "ref" in self.accelerator.unwrap_model(self.model).peft_config:
+            _remove_adapter(folder / "ref")
         self._write_card(folder)
 
     def create_model_card(  # type: ignore[override]  # with TRL's arguments, not those of transformers

@@ -23,7 +23,7 @@ from hf_lifealign.hub.contents import (
 )
 from hf_lifealign.hub.errors import NotPublishableError
 from hf_lifealign.hub.record import RunRecord
-from hf_lifealign.report.privacy import find_private, public_model_name
+from hf_lifealign.report.privacy import find_private
 
 PushReplay = Literal["none", "ids", "rows"]
 PUSH_REPLAY: tuple[PushReplay, ...] = ("none", "ids", "rows")
@@ -74,13 +74,19 @@ def finished_tasks(run_dir: Path) -> list[Path]:
     state_file = run_dir / "state.json"
     if not state_file.is_file():
         raise FileNotFoundError(f"{run_dir} is not the folder of a run: it has no state.json. Give its output_dir.")
-    done = [task["name"] for task in read_json(state_file)["tasks"] if task["status"] == "done"]
-    folders = sorted(folder for folder in (run_dir / "adapters").glob("[0-9][0-9]*-*") if folder.is_dir())
-    # a task that is being published locally has its folder before the state says that it is done
-    return [folder for folder in folders if folder.name.partition("-")[2] in done]
+    tasks = read_json(state_file)["tasks"]
+    folders = [run_dir / "adapters" / task["label"] for task in tasks if task["status"] == "done"]
+    # what a continued run did not train itself lies where it went on from
+    return [folder for folder in folders if folder.is_dir()]
 
 
-def build_bundle(run_dir: Path, folder: Path, push_replay: PushReplay = "none", secrets: Iterable[str] = ()) -> Bundle:
+def build_bundle(
+    run_dir: Path,
+    folder: Path,
+    push_replay: PushReplay = "none",
+    secrets: Iterable[str] = (),
+    stays_here: bool = False,
+) -> Bundle:
     """Gathers and checks what is published of a task.
 
     Args:
@@ -88,6 +94,7 @@ def build_bundle(run_dir: Path, folder: Path, push_replay: PushReplay = "none", 
         folder (`Path`): `adapters/NN-<task>` in it.
         push_replay (`str`): what is published of the rows kept for replay: `"none"`, their `"ids"`, or `"rows"`.
         secrets (`Iterable[str]`): secrets in use, which must not be found in any file.
+        stays_here (`bool`): whether it is for another run on this machine, so that nothing is private.
 
     Raises:
         NotPublishableError: if a file is missing or damaged, or holds something private.
@@ -100,13 +107,15 @@ def build_bundle(run_dir: Path, folder: Path, push_replay: PushReplay = "none", 
         )
     record = RunRecord.read(folder)
     files = {path: Content(folder / path) for path in _published_paths(folder)}
-    files[CONFIG] = Content(_public_config(folder / CONFIG))
-    for name in _strategy_files(run_dir, record):
-        content = _strategy_content(run_dir / name, push_replay)
+    files[CONFIG] = Content(_public_config(folder / CONFIG, record.settings.get("base_model")))
+    frozen = strategy_folder(run_dir, folder.name)
+    for path in sorted(frozen.glob("*/*")):
+        content = _strategy_content(path, push_replay)
         if content is not None:
-            files[f"{STRATEGIES}/{name}"] = content
+            files[f"{STRATEGIES}/{path.relative_to(frozen).as_posix()}"] = content
     check_tensors(folder)
-    check_private(files, secrets, (run_dir.resolve(), Path.cwd()))
+    if not stays_here:
+        check_private(files, secrets, (run_dir.resolve(), Path.cwd()))
     return Bundle(folder, record, files, content_digest(files))
 
 
@@ -116,18 +125,16 @@ def _published_paths(folder: Path) -> list[str]:
     return sorted(path for path in paths if is_allowed(path) and path != CARD and not path.startswith(STRATEGIES))
 
 
-def _public_config(path: Path) -> bytes:
-    """The adapter's configuration, with a base that others can find instead of a folder of this machine."""
+def strategy_folder(run_dir: Path, label: str) -> Path:
+    """Where the files of strategies lie as they were at the end of a task; later tasks may write theirs anew."""
+    return run_dir / "strategies" / label
+
+
+def _public_config(path: Path, base: Any) -> bytes:
+    """The adapter's configuration, with the public name of its base instead of a folder of this machine."""
     config = read_json(path)
-    base = config.get("base_model_name_or_path")
-    config["base_model_name_or_path"] = public_model_name(base) if base else None
+    config["base_model_name_or_path"] = str(base) if base and config.get("base_model_name_or_path") else None
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _strategy_files(run_dir: Path, record: RunRecord) -> list[str]:
-    """`<strategy>/<file>` of everything that strategies kept by the end of the task."""
-    names = (record.records.get(record.task) or {}).get("strategy_files") or []
-    return [name for name in names if is_allowed(f"{STRATEGIES}/{name}") and (run_dir / name).is_file()]
 
 
 def _strategy_content(path: Path, push_replay: PushReplay) -> Content | None:

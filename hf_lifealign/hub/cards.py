@@ -7,20 +7,20 @@ from typing import Any
 from hf_lifealign.hub.contents import MATRIX, RECORD, STRATEGIES, Content
 from hf_lifealign.hub.lineage import Entry
 from hf_lifealign.report.card import adapter_variables, render_card
+from hf_lifealign.report.privacy import without_folders, without_secrets
 from hf_lifealign.report.table import SUMMARY, markdown_table
 from hf_lifealign.report.view import MatrixView, view_matrix
 
 LOG_HEAD = ("revision", "task", "date", "on the task", "BWT", "Last", "AP", "size", "went on from")
 
 
-def revision_card(files: Mapping[str, Content], log: Sequence[Entry], repo_id: str, license: str | None) -> str:
+def revision_card(files: Mapping[str, Content], log: Sequence[Entry], repo_id: str) -> str:
     """The README.md of a revision.
 
     Args:
         files (`Mapping[str, Content]`): its other files.
         log (`Sequence[Entry]`): the repository's log, this revision last.
         repo_id (`str`): the repository.
-        license (`str`, *optional*): licence of the adapter.
     """
     record, matrix = (json.loads(files[name].read()) for name in (RECORD, MATRIX))
     memory = json.loads(files["slmc/memory.json"].read()) if "slmc/memory.json" in files else {}
@@ -36,7 +36,7 @@ def revision_card(files: Mapping[str, Content], log: Sequence[Entry], repo_id: s
         "versions": record["versions"],
         "repo_id": repo_id,
         "revision": entry.tag,
-        "license": license,
+        "license": entry.license,
         "datasets": hub_ids,
         "model_index": model_index(repo_id, view, sources),
     }
@@ -45,7 +45,7 @@ def revision_card(files: Mapping[str, Content], log: Sequence[Entry], repo_id: s
     variables = adapter_variables(list(memory.get("entries") or ()), context) | {
         "repo_id": repo_id,
         "tag": entry.tag,
-        "license": license or "",
+        "license": without_secrets(without_folders(entry.license or "")),
         "log": log_table(log),
         "notes": record["notes"],
         "data": _data_table(record["lived"], sources),
@@ -93,7 +93,8 @@ def log_rows(log: Sequence[Entry]) -> list[list[str]]:
     rows = []
     for entry in log:
         parent = entry.parent or {}
-        came = f"{parent['repo']}@{parent.get('tag')}" if parent.get("repo") else parent.get("tag") or "the base"
+        came = parent.get("tag") or ("the base" if entry.parent is None else "unknown")
+        came = f"{parent['repo']}@{came}" if parent.get("repo") else came
         name = entry.tag if entry.kind == "task" else f"(back to {entry.tag})"
         metrics = entry.metrics
         rows.append([

@@ -30,12 +30,13 @@ _ALLOWED = re.compile(
     rf"|slmc/{_NAME}\.(?:json|safetensors)|slmc/strategies/[A-Za-z0-9_-]{{1,60}}/{_NAME}\.(?:json|safetensors)"
 )
 _GIGABYTE = 1024**3
-# Bounds on what is fetched from a stranger's repository. Rows for replay are the only large JSON.
-LARGEST = {".json": _GIGABYTE, ".safetensors": 64 * _GIGABYTE, ".png": 64 * 1024**2, ".md": 16 * 1024**2}
+# Bounds on what is fetched from a stranger's repository.
+LARGEST = {".json": _GIGABYTE // 4, ".safetensors": 64 * _GIGABYTE, ".png": 64 * 1024**2, ".md": 16 * 1024**2}
+LARGEST_TOTAL = 128 * _GIGABYTE
 MOST_FILES = 2000
 
-# What only tells when and how fast something was done; two lives that differ in nothing else are the same.
-_CIRCUMSTANCES = ("date", "versions", "peak_memory_mb")
+# What only tells when, where and how fast something was done; two lives that differ in nothing else are the same.
+_CIRCUMSTANCES = ("date", "versions", "peak_memory_mb", "origin")
 # Renderings of the rest, and the lineage, which holds this very digest.
 _DERIVED = (CARD, PICTURE, LINEAGE)
 
@@ -68,6 +69,11 @@ def check_listing(sizes: Mapping[str, int], where: str) -> None:
             raise DamagedRevisionError(
                 f"{where} says that {path} has {size} bytes. At most {largest} are fetched; nothing was."
             )
+    total = sum(sizes.values())
+    if total > LARGEST_TOTAL:
+        raise DamagedRevisionError(
+            f"{where} has {total} bytes in all. At most {LARGEST_TOTAL} are fetched; nothing was."
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +156,7 @@ def content_digest(files: Mapping[str, Content]) -> str:
         if path.endswith(".json"):
             try:
                 parts[path] = json_digest(timeless(json.loads(content.read())))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DamagedRevisionError(f"{path} is not valid JSON: {error}.") from error
         else:
             parts[path] = content.sha256

@@ -1,6 +1,7 @@
 """Fetches a revision: safetensors only, names and sizes checked before anything is fetched, every hash after it."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +103,7 @@ def _fetch(remote: Remote, revision: str | None, subfolder: str | None, cache_di
     sizes = {path: item.size for path, item in remote.tree(commit).items()}
     lineage = remote.lineage(commit)
     wanted = _wanted(sizes, lineage, subfolder, f"{remote.repo_id}@{commit[:12]}")
-    folder = _download(remote, commit, wanted, lineage, cache_dir)
+    folder = _download(remote, commit, wanted, {p: sizes[p] for p in wanted}, lineage, cache_dir)
     return Fetched(folder, remote.repo_id, commit, lineage)
 
 
@@ -124,10 +125,28 @@ def _wanted(sizes: Mapping[str, int], lineage: Lineage | None, subfolder: str | 
     return [LINEAGE, *sorted(lineage.files)]
 
 
+def _check_space(remote: Remote, needed: int, cache_dir: str | Path | None) -> None:
+    """Refuses to fill the disk."""
+    from huggingface_hub import constants
+
+    folder = Path(cache_dir or constants.HF_HUB_CACHE)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise HubError(f"{remote.repo_id} needs {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left.")
+
+
 def _download(
-    remote: Remote, commit: str, paths: list[str], lineage: Lineage | None, cache_dir: str | Path | None
+    remote: Remote,
+    commit: str,
+    paths: list[str],
+    sizes: Mapping[str, int],
+    lineage: Lineage | None,
+    cache_dir: str | Path | None,
 ) -> Path:
     folder: Path | None = None
+    _check_space(remote, sum(sizes.values()), cache_dir)
     for path in paths:
         what = f"fetch {path} of {remote.repo_id}@{commit[:12]}"
 

@@ -86,9 +86,10 @@ def _rollback(remote: Remote, revision: str, options: PushOptions, date: str) ->
     if head.log[-1].content == content:
         return Published(label, tag, head.commit, content, False)
     fields = target.to_dict() | {"kind": "rollback", "date": date, "parent": None}
+    fields["license"] = options.license or target.license
     entry = Entry.read(fields)
     files = {path: Content(fetched.folder / path) for path in fetched.lineage.files if path != CARD}
-    whole = whole_revision(files, (*head.log, entry), remote.repo_id, options.license)
+    whole = whole_revision(files, (*head.log, entry), remote)
     commit = remote.commit(whole, head, f"Back to {tag}", message(entry))
     remote.check_tree(commit, file_facts(whole))
     return Published(label, tag, commit, content, True)

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from hf_lifealign.hub.contents import LINEAGE, Content, check_listing, json_digest
 from hf_lifealign.hub.errors import DamagedRevisionError
+from hf_lifealign.stream.task import name_fault
 
 FORMAT = "lifealign-lineage"
 FORMAT_VERSION = 1
 _TAG = re.compile(r"task-[0-9]{2,}-[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_DATE = re.compile(r"[0-9T:.+Z-]{0,40}")
+_PLAIN = re.compile(r"[\w .:-]{1,80}")
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
 
@@ -31,6 +34,7 @@ class Entry:
             where it lies in another one; `None` for the first task of a life.
         metrics (`dict`): `metric`, `value` on the task itself, `bwt`, `last_performance`, `average_performance`.
         sizes (`dict`): bytes of `adapter`, `memory`, `total`.
+        license (`str`, *optional*): licence of the adapter as its author stated it.
     """
 
     kind: Literal["task", "rollback"]
@@ -42,6 +46,7 @@ class Entry:
     parent: dict[str, str | None] | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    license: str | None = None
 
     @classmethod
     def read(cls, value: Any) -> "Entry":
@@ -60,13 +65,28 @@ class Entry:
         parent = value["parent"]
         if parent is not None and not _is_parent(parent):
             raise ValueError("an entry of its log names a parent that cannot be one")
-        if not isinstance(value["metrics"], dict) or not isinstance(value["sizes"], dict):
-            raise ValueError("an entry of its log has no metrics or sizes")
+        if name_fault(value["task"]) is not None or not re.fullmatch(rf"[0-9]{{2,}}-{value['task']}", value["label"]):
+            raise ValueError("an entry of its log names a task that cannot be one")
+        if not _DATE.fullmatch(value["date"]) or not (value["license"] is None or isinstance(value["license"], str)):
+            raise ValueError("an entry of its log has a date or a licence that cannot be one")
+        if not _are_numbers(value["metrics"], "metric") or not _are_numbers(value["sizes"]):
+            raise ValueError("an entry of its log has metrics or sizes that are no numbers")
         return cls(**value)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as JSON."""
         return dict(self.__dict__)
+
+
+def _are_numbers(values: Any, named: str = "") -> bool:
+    """Whether this is a mapping of numbers by name, but for one short text."""
+    if not isinstance(values, dict):
+        return False
+    texts = [values[key] for key in values if key == named]
+    numbers = [values[key] for key in values if key != named]
+    return all(isinstance(text, str) and _PLAIN.fullmatch(text) for text in texts) and all(
+        number is None or (isinstance(number, int | float) and not isinstance(number, bool)) for number in numbers
+    )
 
 
 def _is_parent(parent: Any) -> bool:
@@ -129,7 +149,7 @@ class Lineage:
 
         try:
             body = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise damaged(f"it is not valid JSON ({error})") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT:
             raise damaged(f"its format is not {FORMAT!r}")

@@ -10,6 +10,12 @@ from hf_lifealign._files import read_json, sweep, write_json
 from hf_lifealign.hub.errors import HubError
 
 
+def same_repository(one: str, other: str) -> bool:
+    """Whether two names can mean one repository: equal, or one of them without its owner."""
+    bare = "/" not in one or "/" not in other
+    return one.rpartition("/")[2] == other.rpartition("/")[2] if bare else one == other
+
+
 class Outbox:
     """`outbox/` of a run's folder.
 
@@ -49,7 +55,8 @@ class Outbox:
 
     def published(self, repo_id: str) -> dict[str, dict[str, str]]:
         """By label: tag, commit and content of what was sent to a repository."""
-        return dict((self._content().get("sent") or {}).get(repo_id) or {})
+        sent = self._content().get("sent") or {}
+        return {k: v for name in sent if same_repository(name, repo_id) for k, v in sent[name].items()}
 
     def waiting(self) -> dict[str, dict[str, Any]]:
         """By label: the tasks that are still to be sent, with the last error."""
@@ -62,11 +69,20 @@ class Outbox:
             write_json(path, {"repo_id": repo_id, "attempts": 0, "error": None, "date": None})
 
     def failed(self, label: str, repo_id: str, error: str) -> None:
-        """Notes that a task could not be sent, and why."""
+        """Notes that a task could not be sent, and why. What waits for another repository goes on waiting for that."""
         path = self.folder / f"{label}.json"
-        attempts = int(read_json(path)["attempts"]) if path.is_file() else 0
+        waiting: dict[str, Any] = read_json(path) if path.is_file() else {"repo_id": repo_id, "attempts": 0}
+        if not same_repository(waiting["repo_id"], repo_id):
+            return
+        attempts = int(waiting["attempts"])
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(path, {"repo_id": repo_id, "attempts": attempts + 1, "error": error, "date": now})
+
+    def excuse(self, error: str) -> None:
+        """Notes why nothing was sent, with every task that waits and has no reason yet."""
+        for label, waiting in self.waiting().items():
+            if not waiting["error"]:
+                self.failed(label, waiting["repo_id"], error)
 
     def sent(self, label: str, repo_id: str, tag: str, commit: str, content: str) -> None:
         """Notes that a task was sent."""
@@ -76,7 +92,9 @@ class Outbox:
         if sent.get(label) != facts:
             sent[label] = facts
             write_json(self._sent_file, everything)
-        (self.folder / f"{label}.json").unlink(missing_ok=True)
+        path = self.folder / f"{label}.json"
+        if path.is_file() and same_repository(read_json(path)["repo_id"], repo_id):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, wait: float = 10.0) -> Iterator[None]:

@@ -29,8 +29,8 @@ class RunRecord:
         evaluation (`dict`): by task `t`: results after `t` on each task measured by then.
         base_evaluation (`dict`): results of the untouched base.
         versions (`dict`): versions of the libraries.
-        origin (`dict`, *optional*): the revision from which the run went on: `repo`, `revision`, `commit`, `tag`,
-            `content`.
+        origin (`dict`, *optional*): the revision from which the run went on: `repo`, `commit`, `tag`, and `contents`,
+            the digests that it may have.
         notes (`list[str]`): in what the run differs from one that never moved.
     """
 
@@ -78,7 +78,7 @@ class RunRecord:
             )
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise damaged(f"no valid JSON ({error})") from error
         if not isinstance(body, dict) or body.get("format") != FORMAT or body.get("format_version") != FORMAT_VERSION:
             raise damaged(f"its format is not {FORMAT!r} {FORMAT_VERSION}")
@@ -95,8 +95,25 @@ class RunRecord:
         mappings = ("settings", "records", "evaluation", "base_evaluation", "versions")
         if not all(isinstance(fields[name], dict) for name in mappings) or not isinstance(fields["notes"], list):
             raise damaged("one of its parts is not a JSON object")
+        _check_parts(fields, damaged)
         _check_evaluation(fields, damaged)
         return cls(**fields)
+
+
+def _check_parts(fields: dict[str, Any], damaged: Any) -> None:
+    """The form of what is read out of settings, records and origin."""
+    tasks = fields["settings"].get("tasks", [])
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) and "name" in task for task in tasks):
+        raise damaged("the tasks of its settings are no tasks")
+    for record in fields["records"].values():
+        phases = record.get("phases") if isinstance(record, dict) else None
+        if not isinstance(phases, list) or not all(isinstance(p, dict) and "steps" in p for p in phases):
+            raise damaged("its records of tasks are no records")
+    if not all(isinstance(note, str) for note in fields["notes"]):
+        raise damaged("its notes are no texts")
+    origin = fields["origin"]
+    if origin is not None and (not isinstance(origin, dict) or not isinstance(origin.get("contents"), list)):
+        raise damaged("its origin is none")
 
 
 def _check_evaluation(fields: dict[str, Any], damaged: Any) -> None:

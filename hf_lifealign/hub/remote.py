@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_lifealign.hub.contents import CONFIG, LINEAGE, WEIGHTS, Content
+from hf_lifealign.hub.contents import LINEAGE, Content
 from hf_lifealign.hub.errors import DamagedRevisionError, HubError
 from hf_lifealign.hub.lineage import Entry, Lineage
 
@@ -21,6 +21,8 @@ T = TypeVar("T")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?")
 _LARGEST_LINEAGE = 64 * 1024**2
 _LONGEST_WAIT = 300.0
+# What a new repository holds before anything is published.
+_BLANK = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 
 
 @dataclass(frozen=True)
@@ -56,32 +58,22 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def set_timeouts(seconds: float | None = None) -> None:
-    """Gives the client of huggingface_hub, which waits for ever by itself, a limit on every silence of the server.
+def _bound_silence(request: Any) -> None:
+    """Gives a request that would wait for ever a limit on every silence of the server."""
+    limit = float(os.environ.get("HF_LIFEALIGN_HUB_TIMEOUT") or 120.0)
+    bounds = {"connect": min(limit, 20.0), "read": limit, "write": limit, "pool": limit}
+    asked = request.extensions.get("timeout") or {}
+    request.extensions["timeout"] = {name: asked.get(name) or bounds[name] for name in bounds}
 
-    Args:
-        seconds (`float`, *optional*): limit; `HF_LIFEALIGN_HUB_TIMEOUT` or 120 by default.
-    """
-    import httpx2
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
 
-    limit = seconds if seconds is not None else float(os.environ.get("HF_LIFEALIGN_HUB_TIMEOUT") or 120.0)
+def _bind_client() -> None:
+    """huggingface_hub waits for ever by itself, and some calls ask for that: its client gets a limit where none is."""
+    from huggingface_hub.utils import get_session
 
-    bounds = httpx2.Timeout(limit, connect=min(limit, 20.0)).as_dict()
-
-    def bound(request: httpx2.Request) -> None:
-        # some calls ask for no limit by themselves, so the client's default would not do
-        asked = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {name: asked.get(name) or bounds[name] for name in bounds}
-
-    def factory() -> httpx2.Client:
-        client = default_client_factory()
-        hooks = client.event_hooks
-        client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
-        return client
-
-    set_client_factory(factory)
+    client = get_session()
+    hooks = client.event_hooks
+    if _bound_silence not in hooks["request"]:
+        client.event_hooks = hooks | {"request": [*hooks["request"], _bound_silence]}
 
 
 class Remote:
@@ -117,6 +109,7 @@ class Remote:
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+        _bind_client()
         try:
             return call(*args, **kwargs)
         except (OSError, RuntimeError, ValueError, KeyError, httpx2.HTTPError) as error:
@@ -243,18 +236,31 @@ class Remote:
         self.ask(f"create {self.repo_id}", self.api.create_repo, self.repo_id, private=private, exist_ok=True)
 
     def check_is_ours(self, head: Head) -> None:
-        """Refuses a repository that holds a model of another making, whose files a revision would take the place of.
+        """Refuses a repository of another making, whose files a revision could take the place of.
 
         Raises:
             HubError: naming one of its files.
         """
         if head.lineage is None:
-            foreign = sorted({CONFIG, WEIGHTS} & set(self.tree(head.commit)))
+            foreign = sorted(set(self.tree(head.commit)) - _BLANK)
             if foreign:
                 raise HubError(
                     f"{self.repo_id} holds {foreign[0]} and no {LINEAGE}: it was not made by a lifelong run, and "
-                    "publishing would take the place of what is there. Choose another repository."
+                    "publishing could take the place of what is there. Choose another repository."
                 )
+
+    def check_is_private(self) -> None:
+        """Refuses a repository that is there and public where a private one was asked for.
+
+        Raises:
+            HubError: saying so.
+        """
+        info = self.ask(f"read {self.repo_id}", self.api.repo_info, self.repo_id)
+        if not info.private:
+            raise HubError(
+                f"You asked for a private repository, and {self.repo_id} is there and public. Make it private in its "
+                "settings, or choose another one. Nothing was sent."
+            )
 
     def commit(self, files: Mapping[str, Content], head: Head, title: str, description: str) -> str:
         """One commit with exactly these files in the place of those of the head's lineage; files of others stay.

@@ -1,5 +1,6 @@
 """The performance matrices of a run, put together from its evaluation files."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from hf_lifealign.metrics import performance_matrix as pm
 PERPLEXITY = "_perplexity"
 
 
-def _row(directory: RunDirectory, after: str | None, tasks: list[str]) -> list[dict[str, float]] | None:
-    """Results on `tasks` at one stage, or `None` if one of them is missing."""
+def _row(
+    directory: RunDirectory, after: str | None, tasks: list[str], needed: int | None = None
+) -> list[dict[str, float]] | None:
+    """Results on `tasks` at one stage, or `None` if one of the first `needed` (by default of all) is missing; what
+    else is missing is an empty result."""
     paths = [directory.evaluation(after, task) for task in tasks]
-    return [read_json(path) for path in paths] if all(path.is_file() for path in paths) else None
+    if not all(path.is_file() for path in paths[:needed]):
+        return None
+    return [read_json(path) if path.is_file() else {} for path in paths]
 
 
-def summarise(matrix: list[list[float]], baseline: list[float] | None) -> dict[str, float | None]:
+def summarise(matrix: list[list[Any]], baseline: list[float] | None) -> dict[str, float | None]:
     """BWT, forgetting, Last, AP and forward transfer of a matrix; `None` where they are undefined so far."""
     trained = len(matrix)
     # Row i may hold tasks that come after the last trained one; only trained tasks count so far.
@@ -30,7 +36,7 @@ def summarise(matrix: list[list[float]], baseline: list[float] | None) -> dict[s
         "average_performance": pm.average_performance(square),
         "forward_transfer": (
             pm.forward_transfer(square, baseline[:trained])
-            if several and baseline is not None and len(square[0]) == trained
+            if several and baseline is not None and len(square[0]) == trained and all(None not in row for row in square)
             else None
         ),
     }
@@ -43,6 +49,7 @@ def build_matrix(
     counts: list[int],
     all_tasks: bool,
     trained: int | None = None,
+    elsewhere: Collection[str] = (),
 ) -> dict[str, Any]:
     """Content of `matrix.json`.
 
@@ -53,10 +60,12 @@ def build_matrix(
         counts (`list[int]`): test pairs of each task.
         all_tasks (`bool`): whether each stage was evaluated on all tasks.
         trained (`int`, *optional*): take only the first stages; all that are complete by default.
+        elsewhere (`Collection[str]`): tasks trained before the run, whose stages may lack results on later ones.
     """
     stages = []
     for index, task in enumerate(tasks[:trained]):
-        row = _row(directory, task, tasks if all_tasks else tasks[: index + 1])
+        needed = index + 1 if task in elsewhere else None
+        row = _row(directory, task, tasks if all_tasks else tasks[: index + 1], needed)
         if row is None:
             break
         stages.append(row)
@@ -66,7 +75,8 @@ def build_matrix(
         # pairs whose completion the cut has taken away were not scored
         scored = [int(cell.get(SCORED_PAIRS, count)) for cell, count in zip(stages[-1], counts, strict=False)]
         counts = scored + counts[len(scored) :]
-    matrices = {name: [[cell[name] for cell in row] for row in stages] for name in names}
+    # a result that was not published is no number
+    matrices = {name: [[cell.get(name) for cell in row] for row in stages] for name in names}
     baseline = {name: [cell[name] for cell in base] for name in names} if base is not None else None
     return {
         "format": 1,

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_lifealign._files import read_json, write_folder, write_json
-from hf_lifealign.hub.bundle import build_bundle
+from hf_lifealign._files import read_json, remove_folder, replacing, write_folder, write_json
+from hf_lifealign.hub.bundle import PUSH_REPLAY, build_bundle, finished_tasks
 from hf_lifealign.hub.contents import CARD, PICTURE, STRATEGIES, Content, content_digest, is_allowed
 from hf_lifealign.hub.fetch import fetch_revision, split_revision
 from hf_lifealign.hub.record import RunRecord
 from hf_lifealign.lifelong.layout import RunDirectory
+from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.state import differences
+from hf_lifealign.report.privacy import without_folders, without_secrets
 
 _IDENTITY = "origin.json"
 # Names of settings whose difference is told in other words, or is none.
@@ -25,7 +27,7 @@ class Origin:
     Args:
         folder (`Path`): `origin/` of the run.
         record (`RunRecord`): what is known of the life until then.
-        identity (`dict`): `repo`, `revision`, `commit`, `tag`, `content`.
+        identity (`dict`): `repo`, `commit` and `tag` of a published revision, and `contents`, the digests it may have.
     """
 
     folder: Path
@@ -48,23 +50,37 @@ class Origin:
             ValueError: if the run's folder holds another origin.
             HubError: if the revision cannot be fetched, or is damaged.
         """
+        state = folder.parent / "state.json"
         if name is None:
-            if folder.is_dir():
+            if folder.is_dir() and state.is_file():
                 raise ValueError(
                     f"The run in {folder.parent} goes on from another life (see {folder}). Set continue_from as it "
                     "was, or choose another output_dir."
                 )
             return None
-        if is_main_process and not folder.is_dir():
-            _bring(folder, name, token)
+        if is_main_process:
+            if state.is_file() and not folder.is_dir():
+                raise ValueError(
+                    f"You set continue_from={name!r}, and {folder.parent} holds a run that began with the base. Choose "
+                    "another output_dir, or leave continue_from out to go on with that run."
+                )
+            if folder.is_dir() and not state.is_file():
+                remove_folder(folder)  # of a start that was refused or killed; it may have asked for another one
+            if not folder.is_dir():
+                _bring(folder, name, token)
         wait()
         identity = read_json(folder / _IDENTITY)
-        if identity["asked"] != _asked(name):
+        if name not in identity["asked"] and str(Path(name).resolve()) not in identity["asked"]:
             raise ValueError(
-                f"You set continue_from={name!r}, and the run in {folder.parent} goes on from {identity['asked']!r}. "
-                "Set it back, or choose another output_dir."
+                f"You set continue_from={name!r}, and the run in {folder.parent} goes on from "
+                f"{identity['asked'][0]!r}. Set it back, or choose another output_dir."
             )
         return cls(folder, RunRecord.read(folder), {key: identity[key] for key in identity if key != "asked"})
+
+    @property
+    def content(self) -> str:
+        """What identifies the state from which the run goes on."""
+        return str(self.identity["contents"][0])
 
     def past(self, stream: list[str]) -> list[str]:
         """Tasks before those of the stream: none if it begins with the ones that were lived.
@@ -106,12 +122,19 @@ class Origin:
             ValueError: if the adapter is another one, or the earlier results cannot stand beside new ones.
         """
         old = self.record.settings
+        # as the other side was published
+        settings = without_secrets(without_folders(settings))
         changed = differences(old.get("adapter"), settings["adapter"])
         if changed:
             raise ValueError(
                 f"The adapter of {self._where()} was made with other settings than yours:\n  "
                 + "\n  ".join(changed) + "\nSet them back: an adapter keeps its form through its life."
             )  # fmt: skip
+        if old.get("base_identity") != settings["base_identity"]:
+            raise ValueError(
+                f"The life goes on from {self._where()}, whose base is {old.get('base_model')!r}. The weights of your "
+                f"base, {settings['base_model']!r}, are others, for which the adapter means nothing. Use the same base."
+            )
         if with_past and old.get("judges") != settings["judges"]:
             raise ValueError(
                 f"The earlier tasks were measured by the judges {old.get('judges')} and yours are "
@@ -121,6 +144,8 @@ class Origin:
         kept = {key: value for key, value in old.items() if key not in _NOT_COMPARED}
         lines = differences(kept, {key: value for key, value in settings.items() if key not in _NOT_COMPARED})
         notes = [f"Setting {line}." for line in lines]
+        if with_past and settings["run"].get("evaluate_all_tasks"):
+            notes.append("Results on later tasks were not published: forward transfer cannot be told.")
         if with_past:
             before = {task["name"]: task.get("rows") for task in old.get("tasks") or ()}
             for task in settings["tasks"]:
@@ -128,46 +153,49 @@ class Origin:
                     notes.append(f"The task {task['name']!r} has other rows than when it was trained.")
         return notes
 
-    def unpack(self, directory: RunDirectory, with_past: bool) -> None:
+    def unpack(self, directory: RunDirectory, with_past: bool, general_text: str | None) -> None:
         """Puts what was published where the run looks for it: results on earlier tasks, and files of strategies."""
         source = self.folder / STRATEGIES
         for file in sorted(source.glob("*/*")) if source.is_dir() else ():
             target = directory.root / file.parent.name / file.name
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+                with replacing(target) as partial:
+                    shutil.copyfile(file, partial)
         if not with_past:
             return
+        same_text = self.record.settings.get("general_text") == general_text
         stages = [(None, self.record.base_evaluation), *self.record.evaluation.items()]
         for after, results in stages:
             for task, values in results.items():
                 path = directory.evaluation(after, task)
-                if not path.exists():
+                if not path.exists() and (task != PERPLEXITY or same_text):
                     write_json(path, values)
-
-
-def _asked(name: str) -> str:
-    """What was asked for, without the folders of this machine."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def _bring(folder: Path, name: str, token: str | None) -> None:
     """Copies a revision, or a task of a local run, into `origin/` of the run."""
     local = Path(name)
+    if (local / "state.json").is_file():
+        tasks = ", ".join(str(path) for path in finished_tasks(local)) or "none yet"
+        raise ValueError(f"You set continue_from={name!r}, the folder of a run. Name one of its tasks: {tasks}.")
+    identity: dict[str, Any]
     if local.is_dir():
         run_dir = local.resolve().parent.parent
-        bundle = build_bundle(run_dir, local, "rows")
-        files = bundle.files
-        identity = {"repo": None, "revision": None, "commit": None, "tag": None, "content": bundle.content}
+        bundles = [build_bundle(run_dir, local, push_replay, stays_here=True) for push_replay in PUSH_REPLAY]
+        files = bundles[-1].files  # with the rows: they stay on this machine
+        contents = list(dict.fromkeys(bundle.content for bundle in reversed(bundles)))
+        identity = {"repo": None, "commit": None, "tag": None, "contents": contents}
+        asked = [name, str(local.resolve())]
     else:
         repo_id, revision = split_revision(name)
         fetched = fetch_revision(repo_id, revision, token)
-        identity = fetched.identity(revision)
-        names = fetched.lineage.files if fetched.lineage else {}
-        files = {path: Content(fetched.folder / path) for path in names}
         RunRecord.read(fetched.folder)  # before anything is written: it may be no run's
-        if content_digest(files) != identity["content"]:
+        entry = fetched.lineage.entry if fetched.lineage else None
+        files = {path: Content(fetched.folder / path) for path in (fetched.lineage.files if fetched.lineage else {})}
+        if entry is None or content_digest(files) != entry.content:
             raise ValueError(f"The files of {name} are not those that its lineage names. Take another revision.")
+        identity = {"repo": fetched.repo_id, "commit": fetched.commit, "tag": entry.tag, "contents": [entry.content]}
+        asked = [name]
 
     def fill(partial: Path) -> None:
         for path, content in files.items():
@@ -175,6 +203,6 @@ def _bring(folder: Path, name: str, token: str | None) -> None:
                 target = partial / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content.read())
-        write_json(partial / _IDENTITY, {"asked": _asked(name), **identity})
+        write_json(partial / _IDENTITY, {"asked": asked, **identity})
 
     write_folder(folder, fill)

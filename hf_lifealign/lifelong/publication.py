@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign._files import read_json, write_json
+from hf_lifealign.hub.bundle import finished_tasks
+from hf_lifealign.hub.contents import STRATEGIES, is_allowed
 from hf_lifealign.hub.outbox import Outbox
 from hf_lifealign.hub.record import RunRecord
 from hf_lifealign.lifelong.config import LifelongConfig
-from hf_lifealign.lifelong.matrix import published_matrix
+from hf_lifealign.lifelong.matrix import PERPLEXITY, published_matrix
 from hf_lifealign.report import write_adapter_card, write_matrix_picture
 from hf_lifealign.strategies import PREFERENCE
 
@@ -23,18 +27,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAMPLES = "_samples"
-
 
 def task_record(run: "LifelongTrainer", task: str, phases: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """What state.json keeps of a finished task."""
-    files = [file for strategy in run.strategies for file in strategy.state_files(run)]
     return {
         "phases": phases,
         "evaluation_seconds": round(seconds, 3),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": run.stream[task].provenance(),
-        "strategy_files": [file.relative_to(run.directory.root).as_posix() for file in files],
     }
 
 
@@ -49,7 +49,7 @@ def run_record(run: "LifelongTrainer", index: int, record: dict[str, Any]) -> Ru
     records = {entry["name"]: entry["record"] for entry in content["tasks"][:index]} | {names[-1]: record}
     records = {name: _without_modules(kept) for name, kept in records.items()}
     root = run.directory.root / "evaluation"
-    evaluation = {task: _results(root / f"after-{run.directory.label(task)}") for task in names}
+    evaluation = {task: _results(root / f"after-{run.directory.label(task)}", names) for task in names}
     origin = run.origin
     if origin is not None:
         records = origin.record.records | records
@@ -60,7 +60,7 @@ def run_record(run: "LifelongTrainer", index: int, record: dict[str, Any]) -> Ru
         settings=settings,
         records=records,
         evaluation=evaluation,
-        base_evaluation=_results(root / "base"),
+        base_evaluation=_results(root / "base", names),
         versions=content["versions"],
         origin=origin.identity if origin is not None else None,
         notes=list(content["notes"]),
@@ -77,9 +77,25 @@ def _without_modules(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"phases": phases}
 
 
-def _results(folder: Path) -> dict[str, dict[str, float]]:
-    """Results at one stage, by task."""
-    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem != _SAMPLES}
+def _results(folder: Path, tasks: list[str]) -> dict[str, dict[str, float]]:
+    """Results at one stage on tasks and on general text; later tasks are not spoken of."""
+    known = {*tasks, PERPLEXITY}
+    return {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem in known}
+
+
+def freeze_strategies(run: "LifelongTrainer", folder: Path) -> None:
+    """Copies what strategies kept by the end of a task into a folder, by strategy."""
+    for strategy in run.strategies:
+        for file in strategy.state_files(run):
+            name = f"{strategy.name}/{file.name}"
+            if not is_allowed(f"{STRATEGIES}/{name}"):
+                raise ValueError(
+                    f"The strategy {strategy.name!r} keeps {file.name!r}, which cannot be published under that name. "
+                    "Use letters, digits, '-' and '_', and .json or .safetensors."
+                )
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def fill_revision(run: "LifelongTrainer", folder: Path, index: int, record: dict[str, Any]) -> None:
@@ -112,11 +128,14 @@ class Publication:
         self.enabled = args.push_to_hub and is_main_process
         self.outbox = Outbox(root)
         self._process: subprocess.Popen[bytes] | None = None
+        self._fault: str | None = None
         self._told: set[str] = set()
 
     def announce(self, label: str) -> None:
         """Notes a finished task for publication and has it sent, unless a push that is at work will come to it."""
-        if self.enabled:
+        if not self.enabled:
+            return
+        with self._never_fatal():
             for name, entry in self.outbox.waiting().items():
                 if entry["error"] and entry["error"] not in self._told:
                     self._told.add(entry["error"])
@@ -127,20 +146,45 @@ class Publication:
                 self._wait(self.args.push_timeout)
 
     def resume(self) -> None:
-        """Has sent what an earlier start of the run left behind."""
-        if self.enabled and self.outbox.waiting():
-            self._start()
+        """Has sent what earlier starts of the run left behind, announced or not."""
+        if not self.enabled:
+            return
+        with self._never_fatal():
+            args = self.args
+            self.outbox.remember(args.repo_id, args.push_replay, args.hub_private_repo, args.license)
+            for label in self._missing():
+                self.outbox.announce(label, args.repo_id)
+            if self.outbox.waiting():
+                self._start()
+
+    def _missing(self) -> list[str]:
+        """Labels of finished tasks that were not sent."""
+        sent = self.outbox.published(self.args.repo_id)
+        return [folder.name for folder in finished_tasks(self.root) if folder.name not in sent]
+
+    @contextmanager
+    def _never_fatal(self) -> Iterator[None]:
+        """Where publishing fails, the run says so and goes on."""
+        try:
+            yield
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            self._fault = str(error) or type(error).__name__
+            logger.warning(f"Publishing is held up: {self._fault} The run goes on, `lifealign push` sends the rest.")
 
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
         args = self.args
-        # the process may not import anything from where the run was started, a token must not be seen in a process list
-        command = [sys.executable, "-m", "hf_lifealign.cli.main", "push", str(self.root), args.repo_id, "--background"]
-        command += ["--push-replay", args.push_replay]
+        # -P: nothing is imported from the folder in which the run was started. The token goes by the environment, since
+        # a process list shows every command line.
+        command = [sys.executable, "-P", "-m", "hf_lifealign.cli.main", "push", str(self.root), args.repo_id]
+        command += ["--background", "--push-replay", args.push_replay]
         command += [] if args.hub_private_repo is None else ["--private" if args.hub_private_repo else "--public"]
         command += ["--license", args.license] if args.license else []
         environment = os.environ | ({"HF_TOKEN": args.hub_token} if args.hub_token else {})
+        package = str(Path(__file__).resolve().parents[2])
+        path = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment |= {"PYTHONPATH": os.pathsep.join(path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         self.outbox.folder.mkdir(parents=True, exist_ok=True)
         with self.outbox.log_file.open("ab") as log:
             self._process = subprocess.Popen(
@@ -155,8 +199,8 @@ class Publication:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             # what it was doing is done again by the next push
-            self._process.terminate()
-            self._process.wait()
+            self._process.kill()
+            self._process.wait(10.0)
 
     def finish(self) -> str | None:
         """Waits for what is being sent, at most `push_timeout`.
@@ -167,17 +211,30 @@ class Publication:
         if not self.enabled:
             return None
         deadline = time.monotonic() + self.args.push_timeout
-        self._wait(self.args.push_timeout)
-        if self.outbox.waiting() and time.monotonic() < deadline:
-            # a task may have been announced just when the last push ended
-            self._start()
-            self._wait(max(deadline - time.monotonic(), 0.1))
-        waiting = self.outbox.waiting()
-        if not waiting:
-            repo_id = self.outbox.target.get("repo_id", self.args.repo_id)
-            return f"Published: {len(self.outbox.published(repo_id))} tasks in {repo_id}"
-        last = list(waiting.values())[-1]["error"] or f"it did not end within {self.args.push_timeout:.0f} s"
+        missing: list[str] = []
+        with self._never_fatal():
+            self._wait(self.args.push_timeout)
+            if any(not entry["error"] for entry in self.outbox.waiting().values()) and time.monotonic() < deadline:
+                # a task may have been announced just when the last push ended
+                self._start()
+                self._wait(max(deadline - time.monotonic(), 0.1))
+            missing = self._missing()
+            if not missing:
+                repo_id = self.outbox.target.get("repo_id", self.args.repo_id)
+                return f"Published: {len(self.outbox.published(repo_id))} tasks in {repo_id}"
         return (
-            f"NOT published: {', '.join(waiting)}: {last}\nThey lie in {self.outbox.folder}; `lifealign push "
-            f"{self.root}` sends them."
+            f"NOT published: {', '.join(missing) or 'all tasks'}: {self._reason()}\nThey wait in {self.outbox.folder}; "
+            f"`lifealign push {self.root}` sends them."
         )
+
+    def _reason(self) -> str:
+        """Why the last push did not send everything."""
+        errors = [entry["error"] for entry in self.outbox.waiting().values() if entry["error"]]
+        if errors:
+            return str(errors[0])
+        if self._fault:
+            return self._fault
+        code = self._process.returncode if self._process is not None else None
+        if code is not None and code > 0:
+            return f"the push ended with code {code}, see {self.outbox.log_file}."
+        return f"the push did not end within {self.args.push_timeout:.0f} s."

@@ -55,13 +55,19 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, (torch.dtype, torch.device, Path)) else type(value).__name__
 
 
-def base_digest(model: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and outermost values of a model's parameters: tells bases apart at no cost."""
+def base_digest(model: torch.nn.Module, whatever_dtype: bool = False) -> str:
+    """SHA-256 over the names, shapes and outermost values of a model's parameters: tells bases apart at no cost.
+
+    Args:
+        model (`torch.nn.Module`): the base.
+        whatever_dtype (`bool`): take the values as bfloat16 has them, so that a base is known in any precision.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().reshape(-1)
-        ends = torch.cat([flat[:32], flat[-32:]]).float().cpu()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        ends = torch.cat([flat[:32], flat[-32:]])
+        ends = (ends.bfloat16() if whatever_dtype and ends.is_floating_point() else ends).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}{'' if whatever_dtype else parameter.dtype}".encode())
         digest.update(ends.numpy().tobytes())
     return digest.hexdigest()
 

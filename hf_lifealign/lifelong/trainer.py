@@ -21,6 +21,7 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 from hf_lifealign._files import read_json, remove_folder, sweep, write_folder, write_json
 from hf_lifealign.fpo import FPOConfig, FPOTrainer
 from hf_lifealign.fpo.reference import check_adapter, drop_reference_adapter
+from hf_lifealign.hub.bundle import strategy_folder
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.adapters import (
     create_adapter,
@@ -36,7 +37,7 @@ from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
 from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
-from hf_lifealign.lifelong.publication import Publication, fill_revision, task_record
+from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
 from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
@@ -269,10 +270,11 @@ class LifelongTrainer:
 
     def settings(self, base: PreTrainedModel) -> dict[str, Any]:
         """What decides the result of this run, as JSON."""
-        continued = {"continued_from": self.origin.identity["content"]} if self.origin else {}
+        continued = {"continued_from": self.origin.content} if self.origin else {}
         return continued | {
             "base_model": self.base_name,
             "base_digest": base_digest(base),
+            "base_identity": base_digest(base, whatever_dtype=True),
             "general_text": self.examiner.general_text_digest(),
             "model_init_kwargs": plain(self._model_init_kwargs),
             "run": plain(self.args.settings()),
@@ -346,7 +348,7 @@ class LifelongTrainer:
         for note in notes:
             self.note(note)
         if self.origin is not None and self.is_main_process:
-            self.origin.unpack(self.directory, with_past)
+            self.origin.unpack(self.directory, with_past, settings["general_text"])
         self.distributed.wait_for_everyone()
 
     def _check_published(self, reached: list[Path]) -> None:
@@ -477,10 +479,13 @@ class LifelongTrainer:
         """Content of `matrix.json`, for the tasks finished so far or the first `trained`."""
         counts = [len(task.load().test) for task in self.stream]
         names, every = self.stream.names, self.args.evaluate_all_tasks
-        return build_matrix(self.directory, names, self.args.metric, counts, every, trained)
+        elsewhere = self.origin.record.lived if self.origin else []
+        return build_matrix(self.directory, names, self.args.metric, counts, every, trained, elsewhere)
 
     def _publish(self, index: int, task: str, record: dict[str, Any]) -> None:
         if self.is_main_process:
+            frozen = strategy_folder(self.directory.root, self.directory.label(task))
+            write_folder(frozen, lambda folder: freeze_strategies(self, folder))
             write_folder(self.directory.adapter(task), lambda folder: fill_revision(self, folder, index, record))
 
     def _report(self, trained: int) -> None:

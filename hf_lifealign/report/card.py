@@ -19,7 +19,7 @@ _OPTIONAL = (
     "tasks", "matrix", "settings", "repo_id", "revision", "versions", "license", "language", "datasets", "tags",
 )  # fmt: skip
 # What the Hub takes for the id of a model; anything else in the front matter would be refused on upload.
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
 def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:

@@ -52,6 +52,11 @@ class Run(Protocol):
         """Whether a task of the stream was finished before."""
         ...
 
+    def agreed(self, fact: bool) -> bool:
+        """What the main process found, for decisions that all processes have to take alike; they wait for each
+        other."""
+        ...
+
     def label(self, task: str) -> str:
         """`NN-<task>`: position in the life and name of a task."""
         ...

@@ -70,7 +70,10 @@ class ReplayStrategy(Strategy):
     def _bring_back(self, run: Run, stream: "TaskStream", task: str) -> None:
         """The sample of a task that was trained elsewhere: as it was published, or drawn from the data at hand."""
         file = self._file(run, task)
-        published = read_json(file) if file.is_file() else {}
+        published = read_json(file) if run.agreed(file.is_file()) else {}
+        if not isinstance(published, dict):
+            raise ValueError(f"{file} holds no sample of a task. It was damaged or edited; take another revision.")
+        run.agreed(True)  # everybody has read it before anybody writes
         if "rows" in published:
             return
         if task not in stream.names:

@@ -18,8 +18,7 @@ WRITE, READ, STRANGER = "hf_test_write_me", "hf_test_read_me", "hf_test_write_yo
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A server; the client in this process may go online and keeps its cache in the test's folder."""
-    from huggingface_hub import close_session, constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub import close_session, constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -33,7 +32,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         # what may pass is tried again, and nobody waits for that
         monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda seconds: None))
         yield server
-    set_client_factory(default_client_factory)
     close_session()
 
 

@@ -81,7 +81,7 @@ def test_secrets_and_folders_stop_a_push(hub: HubServer, remote, life: Path, opt
 def test_the_token_is_not_published_even_in_rows(hub: HubServer, remote, life: Path, options, waits) -> None:
     from hf_lifealign.hub.publish import PushOptions
 
-    path = life / "replay" / "01-one.json"
+    path = life / "strategies" / "01-one" / "replay" / "01-one.json"
     path.write_text(path.read_text().replace("yes", "hf_test_write_me"))
     with pytest.raises(NotPublishableError, match=r"strategies/replay/01-one\.json would publish the access token"):
         push_run(life, remote(), PushOptions(push_replay="rows", sleep=waits.append))
@@ -134,9 +134,32 @@ def test_tasks_in_their_order(life: Path) -> None:
         finished_tasks(life / "adapters")
 
 
-def test_a_base_in_a_local_folder_is_published_by_its_last_name(life: Path) -> None:
+def test_a_base_in_a_local_folder_is_published_by_its_last_name(life: Path, monkeypatch, tmp_path: Path) -> None:
+    """And the same from wherever it is pushed."""
     folder = life / "adapters" / "01-one"
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/data/models/llama"}))
-    bundle = build_bundle(life, folder)
-    assert json.loads(bundle.files["adapter_config.json"].read())["base_model_name_or_path"] == "llama"
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "models/llama"}))
+    path = folder / "slmc" / "run.json"
+    body = json.loads(path.read_text())
+    body["settings"]["base_model"] = "llama"
+    path.write_text(json.dumps(body))
+    first = build_bundle(life, folder)
+    assert json.loads(first.files["adapter_config.json"].read())["base_model_name_or_path"] == "llama"
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert build_bundle(life, folder).content == first.content
+
+
+def test_the_card_is_searched_too(hub: HubServer, remote, life: Path, waits) -> None:
+    from hf_lifealign.hub.publish import PushOptions
+
+    with pytest.raises(NotPublishableError, match=r"would publish the access token"):
+        push_run(life, remote(), PushOptions(license="hf_test_write_me", sleep=waits.append))
+
+
+@pytest.mark.parametrize("name", ["matrix.json", "adapter_config.json", "slmc/memory.json"])
+def test_files_that_were_edited_end_in_the_outbox(hub: HubServer, remote, life: Path, options, name: str) -> None:
+    (life / "adapters" / "01-one" / name).write_text("[1]")
+    with pytest.raises(NotPublishableError, match="01-one"):
+        push_run(life, remote(), options)
+    assert json.loads((life / "outbox" / "01-one.json").read_text())["error"]

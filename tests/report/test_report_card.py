@@ -46,12 +46,12 @@ def full_context() -> dict:
 def test_full_card(tmp_path):
     add_memory(tmp_path)
     card = ModelCard.load(write_adapter_card(tmp_path, full_context()))
-    assert card.data.base_model == "tiny-llama"
+    assert card.data.base_model is None, "a folder's name is no model of the Hub"
+    assert "tiny-llama" in card.text
     assert card.data.library_name == "peft"
     assert card.data.pipeline_tag == "text-generation"
     assert card.data.license == "apache-2.0"
     assert set(card.data.tags) >= {"trl", "lora", "lifelong-alignment", "fpo", "slmc"}
-    assert card.data.to_dict()["base_model_relation"] == "adapter"
     for part in (
         "truthful → harmless",
         "0.862",
