@@ -21,6 +21,10 @@ _EXPORTS = {
     "ConsolidationReport": "hf_lifealign.slmc",
     "ConsolidationVetoed": "hf_lifealign.slmc",
     "load_adapter": "hf_lifealign.hub.loading",
+    "PushOptions": "hf_lifealign.hub.publish",
+    "push_run": "hf_lifealign.hub.publish",
+    "push_metric": "hf_lifealign.hub.metric_space",
+    "push_task_dataset": "hf_lifealign.hub.dataset_repo",
     "Task": "hf_lifealign.stream",
     "TaskStream": "hf_lifealign.stream",
     "LifelongConfig": "hf_lifealign.lifelong",
@@ -37,7 +41,11 @@ if TYPE_CHECKING:
     from hf_lifealign.fpo.loss import focal_preference_loss as focal_preference_loss
     from hf_lifealign.fpo.loss import focal_weight as focal_weight
     from hf_lifealign.fpo.trainer import FPOTrainer as FPOTrainer
+    from hf_lifealign.hub.dataset_repo import push_task_dataset as push_task_dataset
     from hf_lifealign.hub.loading import load_adapter as load_adapter
+    from hf_lifealign.hub.metric_space import push_metric as push_metric
+    from hf_lifealign.hub.publish import PushOptions as PushOptions
+    from hf_lifealign.hub.publish import push_run as push_run
     from hf_lifealign.lifelong import LifelongConfig as LifelongConfig
     from hf_lifealign.lifelong import LifelongTrainer as LifelongTrainer
     from hf_lifealign.metrics import load_metric as load_metric

@@ -52,12 +52,12 @@ class Published:
     fresh: bool
 
 
-def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = None) -> list[Published]:
+def push_run(run_dir: str | Path, remote: Remote | str, options: PushOptions | None = None) -> list[Published]:
     """Sends whatever finished task of a run is missing in a repository, in order.
 
     Args:
         run_dir (`str` or `Path`): folder of the run, finished or in progress.
-        remote ([`Remote`]): the repository; it is made if it is not there.
+        remote ([`Remote`] or `str`): the repository, or its name; it is made if it is not there.
         options ([`PushOptions`], *optional*): how.
 
     Returns:
@@ -68,6 +68,7 @@ def push_run(run_dir: str | Path, remote: Remote, options: PushOptions | None = 
         NotPublishableError: if something in the folder must not be published.
     """
     options = options or PushOptions()
+    remote = Remote(remote) if isinstance(remote, str) else remote
     root = Path(run_dir)
     outbox = Outbox(root)
     sent: list[Published] = []

@@ -1,4 +1,4 @@
-"""The adapter of a run: made once, restored from a saved state, saved without what must not be published."""
+"""The base and the adapter of a run: made once, restored from a saved state, saved without what must not be published."""
 
 import copy
 import json
@@ -8,11 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+from trl.trainer.utils import create_model_from_path
 
 ADAPTER = "default"
+
+
+def load_base(source: str | PreTrainedModel, init_kwargs: dict[str, Any], args: TrainingArguments) -> PreTrainedModel:
+    """The base model on its device.
+
+    Args:
+        source (`str` or `PreTrainedModel`): name of the base, or the base itself.
+        init_kwargs (`dict`): keyword arguments for `from_pretrained`.
+        args (`TrainingArguments`): whose device is used.
+
+    Raises:
+        ValueError: if it carries an adapter.
+    """
+    base = source
+    if isinstance(base, str):
+        kwargs: dict[str, Any] = {"dtype": "float32", **init_kwargs}
+        if PartialState().num_processes > 1:
+            kwargs["device_map"] = None  # each process holds the whole model
+        base = create_model_from_path(base, **kwargs)
+    if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        raise ValueError(
+            "The base model carries an adapter already, of an earlier life perhaps. Its weights would be taken for "
+            "the base's. Pass a freshly loaded model, or the name of one."
+        )
+    if not hasattr(base, "hf_device_map") and not getattr(base, "is_quantized", False):
+        base.to(args.device)  # type: ignore[arg-type]
+    return base
 
 
 def create_adapter(base: PreTrainedModel, config: PeftConfig, seed: int) -> Any:

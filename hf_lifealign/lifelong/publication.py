@@ -218,6 +218,7 @@ class Publication:
                 # a task may have been announced just when the last push ended
                 self._start()
                 self._wait(max(deadline - time.monotonic(), 0.1))
+        with self._never_fatal():
             missing = self._missing()
             if not missing:
                 repo_id = self.outbox.target.get("repo_id", self.args.repo_id)

@@ -13,10 +13,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from hf_lifealign._files import read_json, remove_folder, sweep, write_folder, write_json
 from hf_lifealign.fpo import FPOConfig, FPOTrainer
@@ -25,6 +24,7 @@ from hf_lifealign.hub.bundle import strategy_folder
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.adapters import (
     create_adapter,
+    load_base,
     restore_adapter,
     save_adapter,
     trainer_traces_removed,
@@ -248,22 +248,6 @@ class LifelongTrainer:
             raise ValueError("You passed a model that was built in memory. Pass its tokenizer as processing_class.")
         return AutoTokenizer.from_pretrained(name)
 
-    def _load_base(self) -> PreTrainedModel:
-        base = self._model_source
-        if isinstance(base, str):
-            kwargs: dict[str, Any] = {"dtype": "float32", **self._model_init_kwargs}
-            if self.distributed.num_processes > 1:
-                kwargs["device_map"] = None  # each process holds the whole model
-            base = create_model_from_path(base, **kwargs)
-        if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
-            raise ValueError(
-                "The base model carries an adapter already, of an earlier life perhaps. Its weights would be taken for "
-                "the base's. Pass a freshly loaded model, or the name of one."
-            )
-        if not hasattr(base, "hf_device_map") and not getattr(base, "is_quantized", False):
-            base.to(self.training_args.device)  # type: ignore[arg-type]
-        return base
-
     def agreed(self, fact: bool) -> bool:
         """What the main process found. Processes that look at the disk by themselves may see different states."""
         return bool(broadcast_object_list([fact])[0])
@@ -309,7 +293,7 @@ class LifelongTrainer:
         Returns:
             `dict`: the content of `matrix.json`.
         """
-        base = self._load_base()
+        base = load_base(self._model_source, self._model_init_kwargs, self.training_args)
         settings = self.settings(base)
         self.distributed.wait_for_everyone()
         self._open_state(settings)

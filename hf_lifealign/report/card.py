@@ -92,6 +92,8 @@ def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any])
         "revision_literal": _literal(given["revision"]) if given.get("revision") else "",
         "tasks": [task.replace("|", " ") for task in tasks],
         "trainer": trainer,
+        # a baseline owes nothing to LifeAlign
+        "cites_lifealign": trainer != "DPOTrainer" or bool(entries),
         "lineage": lineage_table(entries) if entries else "",
         "measures": _measures(context.get("matrix"), len(tasks) or None),
         "settings": settings_table(settings) if settings else "",

@@ -52,7 +52,7 @@ def test_what_the_card_tells(card: ModelCard) -> None:
     for part in (
         "one → two", "![Performance", "(matrix.png)", "## Lineage", "## Revisions", "task-01-one", "## Data",
         "lifealign run my.yaml --continue-from me/life@task-02-two", "lifealign verify me/life@task-02-two",
-        "apache-2.0", "## Limits", "@inproceedings{li2026lifealign", "not published",
+        "apache-2.0", "## Limits", "@inproceedings{li2026lifealign", "rafailov2023direct", "hu2022lora", "not published",
     ):  # fmt: skip
         assert part in text, part
     assert "three" not in text
@@ -74,7 +74,7 @@ import sys
 from support.tiny import preference_dataset, tiny_model, tiny_tokenizer
 from hf_lifealign import FPOConfig, FPOTrainer, SLMCConfig
 args = FPOConfig(sys.argv[1], max_steps=2, save_steps=1, use_cpu=True, bf16=False, gradient_checkpointing=False,
-                 push_to_hub=True, hub_model_id="me/one-task", report_to=[])
+                 push_to_hub=True, hub_model_id="me/one-task", report_to=[], reference="previous")
 config = SLMCConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 for _ in range(2):
     trainer = FPOTrainer(model=tiny_model() if _ == 0 else trainer.model, args=args, processing_class=tiny_tokenizer(),
@@ -87,15 +87,18 @@ trainer.push_to_hub(dataset_name="me/pairs")
 def test_a_trainers_own_push(hub: HubServer, tmp_path: Path) -> None:
     """FPOTrainer(push_to_hub=True), as with any trainer of TRL: our card, no reference adapter, no blank card."""
     environment = client_environment(hub, tmp_path / "home") | {"PYTHONPATH": str(TESTS)}
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINER, str(tmp_path / "out")], env=environment, capture_output=True, text=True
-    )
+    folder = tmp_path / "checkpoints"  # which is no checkpoint
+    (folder / "ref").mkdir(parents=True)
+    (folder / "ref" / "mine.txt").write_text("the user's own")
+    done = subprocess.run([sys.executable, "-c", TRAINER, str(folder)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     files = hub.repo("me/one-task").files("main")
     assert {"adapter_model.safetensors", "slmc/memory.json", "README.md"} <= set(files)
-    assert not [name for name in files if name.startswith(("ref/", "checkpoint"))]
+    assert [name for name in files if name.startswith(("ref/", "checkpoint"))] == ["ref/mine.txt"]
+    assert (folder / "ref" / "mine.txt").is_file()
     card = ModelCard(files["README.md"].decode())
     assert card.data.datasets == ["me/pairs"]
     assert "fpo" in card.data.tags
     assert "Model Card for Model ID" not in card.content
-    assert not [path for path in (tmp_path / "out").rglob("README.md") if "Model ID" in path.read_text()]
+    assert list(folder.glob("checkpoint-*/ref")), "resuming needs it there"
+    assert not [path for path in folder.rglob("README.md") if "Model ID" in path.read_text()]

@@ -79,6 +79,12 @@ def test_a_lineage_cannot_name_endless_files(published: HubServer) -> None:
         (lambda body: body["log"][-1].update(parent={"repo": "a"}), "parent"),
         (lambda body: body["log"][-1].update(kind="other"), "known kind"),
         (lambda body: body["log"][-1].pop("date"), "lacks or adds keys"),
+        (lambda body: body["log"][-1].update(task="a\x1b[31m"), "a task that cannot be one"),
+        (lambda body: body["log"][-1].update(label="03-other"), "a task that cannot be one"),
+        (lambda body: body["log"][-1].update(date="<b>now</b>"), "a date or a licence"),
+        (lambda body: body["log"][-1].update(license=3), "a date or a licence"),
+        (lambda body: body["log"][-1]["sizes"].update(total="x"), "no numbers"),
+        (lambda body: body["log"][-1]["metrics"].update(metric="\x1b[31m"), "no numbers"),
         (lambda body: body.update(extra=1), "lacks or adds keys"),
         (lambda body: body.update(format_version=9), "Install a newer one"),
         (lambda body: body.update(format="x"), "its format is not"),
@@ -182,14 +188,19 @@ def test_a_record_from_outside_is_checked(life: Path) -> None:
         ({"evaluation": {"one": {"../../x": {}}}}, "cannot be one"),
         ({"base_evaluation": {"one": 3}}, "not numbers"),
         ({"more": 1}, "lacks or adds keys"),
+        ({"settings": {"tasks": [1]}}, "are no tasks"),
+        ({"records": {"one": 1}}, "are no records"),
+        ({"notes": [1]}, "no texts"),
+        ({"origin": 1}, "its origin"),
         ({"format": "x"}, "its format"),
     ):
         path.write_text(json.dumps(body | change))
         with pytest.raises(DamagedRevisionError, match=words):
             RunRecord.read(folder)
-    path.write_text("{")
-    with pytest.raises(DamagedRevisionError, match="no valid JSON"):
-        RunRecord.read(folder)
+    for text in ("{", "[" * 200_000):
+        path.write_text(text)
+        with pytest.raises(DamagedRevisionError, match="no valid JSON"):
+            RunRecord.read(folder)
 
 
 def test_identity_is_that_of_the_state(tmp_path: Path) -> None:
