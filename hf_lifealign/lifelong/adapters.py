@@ -1,4 +1,4 @@
-"""The base and the adapter of a run: made once, restored from a saved state, saved without what must not be published."""
+"""Base and adapter of a run: made once, restored from a saved state, saved without what must not be published."""
 
 import copy
 import json

@@ -52,7 +52,7 @@ def test_what_the_card_tells(card: ModelCard) -> None:
     for part in (
         "one → two", "![Performance", "(matrix.png)", "## Lineage", "## Revisions", "task-01-one", "## Data",
         "lifealign run my.yaml --continue-from me/life@task-02-two", "lifealign verify me/life@task-02-two",
-        "apache-2.0", "## Limits", "@inproceedings{li2026lifealign", "rafailov2023direct", "hu2022lora", "not published",
+        "apache-2.0", "## Limits", "li2026lifealign", "rafailov2023direct", "hu2022lora", "not published",
     ):  # fmt: skip
         assert part in text, part
     assert "three" not in text
