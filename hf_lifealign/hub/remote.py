@@ -118,15 +118,19 @@ class Remote:
             for cause in causes:
                 if isinstance(cause, HfHubHTTPError):
                     raise self._refusal(what, cause) from cause
-            told = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
+            # of a network failure the cause says most; of anything else, what the client made of it
+            network = any(isinstance(c, httpx2.TransportError | ConnectionError | TimeoutError) for c in causes)
+            source = causes[-1] if network else error
+            told = " ".join(str(source).split()) or type(source).__name__
             if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
                 raise HubError(f"Could not {what}: HF_HUB_OFFLINE is set. Unset it to reach the Hub.") from error
-            if any(isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError) for cause in causes):
+            if network:
                 where = f"the Hub at {self.api.endpoint} did not answer"
                 raise HubError(f"Could not {what}: {where} ({told}).", may_pass=True) from error
             # an answer that is no JSON, or shorter than it should be, comes from a server in trouble
             unreadable = isinstance(error, OSError | KeyError | json.JSONDecodeError)
-            raise HubError(f"Could not {what}: {told}", may_pass=unreadable) from error
+            answer = "the Hub's answer cannot be read" if unreadable else "the client refuses"
+            raise HubError(f"Could not {what}: {answer} ({told}).", may_pass=unreadable) from error
 
     def _refusal(self, what: str, error: Any) -> HubError:
         status, told = error.response.status_code, " ".join(str(error.server_message or "").split())
