@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,7 @@ def fetch_revision(
     local_files_only: bool = False,
     api: "HfApi | None" = None,
     subfolder: str | None = None,
+    only: Callable[[str], bool] = lambda path: True,
     patience: Patience = Patience(attempts=3),  # noqa: B008  frozen
 ) -> Fetched:
     """Fetches and verifies a revision, or takes it from the cache where the Hub cannot be reached.
@@ -73,6 +74,7 @@ def fetch_revision(
         local_files_only (`bool`): take what the cache has, and ask nobody.
         api (`HfApi`, *optional*): client to use.
         subfolder (`str`, *optional*): folder of the adapter in a repository that no lifelong run published.
+        only (`Callable`): which of a revision's files are wanted; all by default.
         patience ([`Patience`]): how often what may pass is tried before the cache is looked at.
 
     Raises:
@@ -83,31 +85,43 @@ def fetch_revision(
 
     remote = Remote(repo_id, token, api)
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _cached(remote, revision, cache_dir, subfolder)
+        return _cached(remote, revision, cache_dir, subfolder, only)
     try:
-        return patience.until_done(lambda: _fetch(remote, revision, subfolder, cache_dir))
+        return patience.until_done(lambda: _fetch(remote, revision, subfolder, only, cache_dir))
     except HubError as error:
         if not error.may_pass:
             raise
         try:
-            cached = _cached(remote, revision, cache_dir, subfolder)
+            cached = _cached(remote, revision, cache_dir, subfolder, only)
         except HubError:
             raise error from None
         logger.warning(f"{error} Using the copy of {repo_id}@{cached.commit[:12]} in the cache.")
         return cached
 
 
-def _fetch(remote: Remote, revision: str | None, subfolder: str | None, cache_dir: str | Path | None) -> Fetched:
+def _fetch(
+    remote: Remote,
+    revision: str | None,
+    subfolder: str | None,
+    only: Callable[[str], bool],
+    cache_dir: str | Path | None,
+) -> Fetched:
     """One attempt, from the resolved commit to the last hash."""
     commit = remote.resolve(revision)
     sizes = {path: item.size for path, item in remote.tree(commit).items()}
     lineage = remote.lineage(commit)
-    wanted = _wanted(sizes, lineage, subfolder, f"{remote.repo_id}@{commit[:12]}")
+    wanted = _wanted(sizes, lineage, subfolder, only, f"{remote.repo_id}@{commit[:12]}")
     folder = _download(remote, commit, wanted, {p: sizes[p] for p in wanted}, lineage, cache_dir)
     return Fetched(folder, remote.repo_id, commit, lineage)
 
 
-def _wanted(sizes: Mapping[str, int], lineage: Lineage | None, subfolder: str | None, where: str) -> list[str]:
+def _wanted(
+    sizes: Mapping[str, int],
+    lineage: Lineage | None,
+    subfolder: str | None,
+    only: Callable[[str], bool],
+    where: str,
+) -> list[str]:
     """The files to fetch: those of the lineage, or what an adapter consists of; all of them checked."""
     if lineage is None:
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -115,14 +129,15 @@ def _wanted(sizes: Mapping[str, int], lineage: Lineage | None, subfolder: str | 
         found = {path: size for path, size in own.items() if is_allowed(path.removeprefix(prefix))}
         check_listing({path.removeprefix(prefix): size for path, size in found.items()}, where)
         return sorted(found)
-    for path, facts in lineage.files.items():
+    wanted = {path: facts for path, facts in lineage.files.items() if only(path)}
+    for path, facts in wanted.items():
         if path not in sizes:
             raise DamagedRevisionError(f"{where} lacks {path}, which its lineage names. Take another revision.")
         if sizes[path] != facts["size"]:
             raise DamagedRevisionError(
                 f"{path} at {where} has {sizes[path]} bytes, and {facts['size']} by its lineage. Take another revision."
             )
-    return [LINEAGE, *sorted(lineage.files)]
+    return [LINEAGE, *sorted(wanted)]
 
 
 def _check_space(remote: Remote, needed: int, cache_dir: str | Path | None) -> None:
@@ -188,7 +203,9 @@ def _fault(file: Path, path: str, lineage: Lineage | None) -> str | None:
     return None
 
 
-def _cached(remote: Remote, revision: str | None, cache_dir: Any, subfolder: str | None) -> Fetched:
+def _cached(
+    remote: Remote, revision: str | None, cache_dir: Any, subfolder: str | None, only: Callable[[str], bool]
+) -> Fetched:
     """What the cache holds of a revision, verified as if it had just been fetched."""
     from huggingface_hub import snapshot_download
 
@@ -197,10 +214,12 @@ def _cached(remote: Remote, revision: str | None, cache_dir: Any, subfolder: str
         folder = Path(snapshot_download(remote.repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True))
     except (OSError, ValueError) as error:
         raise HubError(f"The cache does not hold {where}, and the Hub was not asked ({error}).") from error
-    return verify_folder(folder, remote.repo_id, subfolder)
+    return verify_folder(folder, remote.repo_id, subfolder, only)
 
 
-def verify_folder(folder: Path, repo_id: str, subfolder: str | None = None) -> Fetched:
+def verify_folder(
+    folder: Path, repo_id: str, subfolder: str | None = None, only: Callable[[str], bool] = lambda path: True
+) -> Fetched:
     """Checks every file of a revision that lies in a folder named after its commit.
 
     Raises:
@@ -209,7 +228,7 @@ def verify_folder(folder: Path, repo_id: str, subfolder: str | None = None) -> F
     where = f"{repo_id}@{folder.name[:12]}"
     lineage = Lineage.from_bytes((folder / LINEAGE).read_bytes(), where) if (folder / LINEAGE).is_file() else None
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    for path in _wanted(sizes, lineage, subfolder, where):
+    for path in _wanted(sizes, lineage, subfolder, only, where):
         fault = _fault(folder / path, path, lineage)
         if fault:
             raise DamagedRevisionError(f"{path} of {where} {fault}. Remove it from the cache and fetch it again.")

@@ -65,7 +65,9 @@ class Entry:
         parent = value["parent"]
         if parent is not None and not _is_parent(parent):
             raise ValueError("an entry of its log names a parent that cannot be one")
-        if name_fault(value["task"]) is not None or not re.fullmatch(rf"[0-9]{{2,}}-{value['task']}", value["label"]):
+        if name_fault(value["task"]) is not None or not re.fullmatch(
+            rf"[0-9]{{2,}}-{re.escape(value['task'])}", value["label"]
+        ):
             raise ValueError("an entry of its log names a task that cannot be one")
         if not _DATE.fullmatch(value["date"]) or not (value["license"] is None or isinstance(value["license"], str)):
             raise ValueError("an entry of its log has a date or a licence that cannot be one")

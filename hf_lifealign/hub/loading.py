@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_lifealign.hub.contents import CONFIG, WEIGHTS
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
 _HUB_OPTIONS = ("token", "cache_dir", "local_files_only", "api")
+
+
+def _is_of_the_adapter(path: str) -> bool:
+    """Rows for replay, pictures and the like are of no use to a model."""
+    return path in (CONFIG, WEIGHTS) or path.startswith("slmc/memory.")
 
 
 def load_adapter(
@@ -79,7 +86,7 @@ def locate_adapter(
     if isinstance(path_or_repo, os.PathLike) or name.count("/") != 1 or name[0] in "./~" or name.endswith("/"):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub repository of the form owner/name.")
     try:
-        fetched = fetch_revision(name, revision, subfolder=subfolder, **hub)
+        fetched = fetch_revision(name, revision, subfolder=subfolder, only=_is_of_the_adapter, **hub)
     except DamagedRevisionError:
         raise
     except HubError as error:

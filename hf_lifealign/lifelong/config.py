@@ -66,7 +66,8 @@ class LifelongConfig:
         push_replay (`str`, *optional*, defaults to `"none"`):
             What is published of the rows kept for replay: `"none"`, their `"ids"`, or the `"rows"`.
         push_in_background (`bool`, *optional*, defaults to `True`):
-            Whether training goes on while a task is sent. Otherwise it waits, at most `push_timeout`.
+            Whether training goes on while a task is sent. Otherwise it waits, at most `push_timeout`; with several
+            processes that has to stay below the limit after which they give each other up.
         push_timeout (`float`, *optional*, defaults to `600.0`):
             Seconds that the run waits for a push: for each task, or at its end if they are sent in the background.
         license (`str`, *optional*):
