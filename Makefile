@@ -25,7 +25,7 @@ quickstart: $(VENV)/.model
 	$(BIN)/lifealign run recipes/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 slow: $(VENV)/.model
 	$(BIN)/python -m pytest -m slow
