@@ -4,7 +4,8 @@ Nothing here needs torch, and matplotlib and Jinja are imported only by what dra
 """
 
 from hf_lifealign.report.card import write_adapter_card
+from hf_lifealign.report.policy_card import write_policy_card
 from hf_lifealign.report.table import matrix_table
 from hf_lifealign.report.writer import write_matrix_picture, write_report
 
-__all__ = ["matrix_table", "write_adapter_card", "write_matrix_picture", "write_report"]
+__all__ = ["matrix_table", "write_adapter_card", "write_matrix_picture", "write_policy_card", "write_report"]

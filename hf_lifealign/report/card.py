@@ -87,9 +87,9 @@ def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any])
     return {
         "front_matter": _front_matter(base, trainer, bool(entries), given),
         "base_model": base,
-        "base_literal": _literal(base or "path-or-id-of-the-base-model"),
-        "adapter_literal": _literal(given.get("repo_id") or "path-or-id-of-this-adapter"),
-        "revision_literal": _literal(given["revision"]) if given.get("revision") else "",
+        "base_literal": literal(base or "path-or-id-of-the-base-model"),
+        "adapter_literal": literal(given.get("repo_id") or "path-or-id-of-this-adapter"),
+        "revision_literal": literal(given["revision"]) if given.get("revision") else "",
         "tasks": [task.replace("|", " ") for task in tasks],
         "trainer": trainer,
         # a baseline owes nothing to LifeAlign
@@ -110,7 +110,7 @@ def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str,
     tags += ["slmc"] if has_memory else []
     tags += [tag for tag in given.get("tags") or () if tag not in tags]
     fields: dict[str, Any] = {}
-    if _HUB_ID.fullmatch(base):
+    if hub_id(base):
         fields |= {"base_model": base, "base_model_relation": "adapter"}
     fields |= {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     fields |= {key: given[key] for key in ("license", "language", "datasets") if given.get(key)}
@@ -118,7 +118,12 @@ def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str,
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _literal(text: Any) -> str:
+def hub_id(name: str) -> bool:
+    """Whether the Hub takes `name` for the id of a model."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def literal(text: Any) -> str:
     """A Python string literal for the code examples."""
     return json.dumps(str(text), ensure_ascii=False)
 

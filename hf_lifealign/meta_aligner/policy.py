@@ -1,0 +1,333 @@
+"""MetaAlignedPolicy: a causal language model that answers under preference weights, its own or a user's."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from accelerate.utils import is_peft_model
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+from hf_lifealign.meta_aligner.conditioning import Conditioning, make_conditioning
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder, Prompt
+from hf_lifealign.meta_aligner.preferences import RewardStatistics, check_preference
+from hf_lifealign.meta_aligner.storage import FOLDER, SavedPolicy, locate_policy, read_policy, write_policy
+from hf_lifealign.meta_aligner.weight_net import PreferenceWeightNet
+from hf_lifealign.models import public_name, resolve_model
+
+# Prompts that are encoded together.
+_ENCODED = 32
+
+
+class MetaAlignedPolicy(nn.Module):
+    r"""
+    A causal language model conditioned on preference weights, with the preference-weight-net that chooses them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): the policy without its conditioning.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): its tokenizer.
+        objective_names (`list[str]`): names of the objectives, in the order of the weights.
+        conditioning (`str`): `"logit_bias"` or `"lora"`.
+        encoder (`PolicyEncoder` or `AutoEncoder`, *optional*): of prompts; the frozen policy by default.
+        hidden (`int`): width of the preference-weight-net's hidden layer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        objective_names: Sequence[str],
+        conditioning: str = "logit_bias",
+        encoder: Encoder | None = None,
+        hidden: int = 256,
+    ):
+        super().__init__()
+        # not a submodule: its weights are saved by its own means
+        self._model = [model]
+        self.tokenizer = tokenizer
+        self.objective_names = list(objective_names)
+        self.encoder = encoder or PolicyEncoder(model, tokenizer)
+        self.conditioning: Conditioning = make_conditioning(conditioning, model, len(self.objective_names))
+        self.weight_net = PreferenceWeightNet(self.encoder.width, len(self.objective_names), hidden)
+        self.statistics: RewardStatistics | None = None
+        self.generation: dict[str, Any] = {}
+        self.to(next(model.parameters()).device)
+        self.conditioning.attach(model)
+
+    @property
+    def model(self) -> Any:
+        """The model that generates, conditioned whenever weights are given."""
+        return self._model[0]
+
+    # Preferences
+
+    def encode(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Features of prompts, `torch.Tensor` of shape `(prompts, width)`."""
+        with torch.no_grad():
+            parts = [self.encoder.encode(prompts[i : i + _ENCODED]) for i in range(0, len(prompts), _ENCODED)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def preference(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """What the preference-weight-net gives each prompt, `torch.Tensor` of shape `(prompts, objectives)`."""
+        return self.weight_net(self.encode(prompts))
+
+    @contextmanager
+    def under(self, preference: Any, rows: int) -> Iterator[None]:
+        """The model under a preference for the `rows` prompts of a batch, for any call of `model` or its `generate`.
+
+        Args:
+            preference: as in [`generate`].
+            rows (`int`): prompts of the batch.
+        """
+        weights = check_preference(preference, self.objective_names, rows).to(next(self.parameters()).device)
+        with self.conditioning.given(weights):
+            yield
+
+    # Generation
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        preference: Any = None,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ) -> list[str]:
+        r"""
+        Answers prompts.
+
+        Args:
+            prompts (`str`, `list[str]`, `list[dict]` or `list[list[dict]]`):
+                plain texts or conversations, one or several.
+            preference (`Sequence[float]`, `dict[str, float]` or one for each prompt, *optional*):
+                weights of the objectives, on the simplex. By default the preference-weight-net decides for each prompt.
+            batch_size (`int`, *optional*, defaults to 16):
+                prompts that are answered together.
+            **kwargs:
+                for `model.generate`, e.g. `max_new_tokens`, `num_return_sequences`; the settings of the training
+                stand where they say nothing.
+
+        Returns:
+            `list[str]`: the answers; with `num_return_sequences=n` there are `n` for each prompt, one after another.
+
+        Raises:
+            ValueError: if there are no prompts, or the preference is off the simplex or of the wrong size.
+        """
+        one = isinstance(prompts, str) or _is_conversation(prompts)
+        batch: list[Any] = [prompts] if one else list(prompts)
+        if not batch:
+            raise ValueError("You gave no prompts. Give a text, a conversation, or a list of either.")
+        if preference is None:
+            weights = self.preference(batch)
+        else:
+            weights = check_preference(preference, self.objective_names, len(batch))
+        settings = {**self.generation, **kwargs}
+        settings.setdefault("pad_token_id", self.tokenizer.pad_token_id)
+        answers: list[str] = []
+        training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(batch), batch_size):
+                part = batch[start : start + batch_size]
+                answers += self._answer(part, weights[start : start + batch_size], settings)
+        finally:
+            self.model.train(training)
+        return answers
+
+    def _answer(self, prompts: list[Prompt], weights: torch.Tensor, settings: dict[str, Any]) -> list[str]:
+        device = next(self.parameters()).device
+        inputs = tokenize(self.tokenizer, prompts).to(device)
+        with self.conditioning.given(weights.to(device)):
+            output = self.model.generate(**inputs, **settings)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
+
+    # Growth, saving
+
+    def grow(self, objective_names: Sequence[str]) -> None:
+        """Adds objectives. The answers, with and without a user's preference, stay as they were until training wakes
+        the new ones.
+
+        Raises:
+            ValueError: if `objective_names` does not begin with the known ones.
+        """
+        known = self.objective_names
+        if list(objective_names[: len(known)]) != known or len(set(objective_names)) != len(objective_names):
+            raise ValueError(
+                f"You asked for the objectives {list(objective_names)} of a policy that knows {known}. Objectives are "
+                "added at the end, under names of their own."
+            )
+        if len(objective_names) > len(known):
+            self.conditioning.grow(len(objective_names))
+            self.weight_net.grow(len(objective_names))
+            self.objective_names = list(objective_names)
+
+    def settings(self) -> dict[str, Any]:
+        """What `meta_aligner.json` holds."""
+        encoder: dict[str, Any] = {"kind": "policy"}
+        if isinstance(self.encoder, AutoEncoder):
+            encoder = {
+                "kind": "auto",
+                "name": public_name(self.encoder.name),
+                "revision": self.encoder.revision,
+                "trainable": self.encoder.trainable,
+            }
+        statistics = self.statistics
+        return {
+            "objectives": self.objective_names,
+            "conditioning": self.conditioning.kind,
+            "encoder": encoder,
+            "hidden": self.weight_net.hidden.out_features,
+            "base_model": public_name(get_config_model_id(self.model.config) or ""),
+            "adapter": is_peft_model(self.model),
+            "generation": self.generation,
+            "reward_statistics": None
+            if statistics is None
+            else {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()},
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What `meta_aligner.safetensors` holds."""
+        parts = {"conditioning": self.conditioning, "weight_net": self.weight_net}
+        if isinstance(self.encoder, AutoEncoder) and self.encoder.trainable:
+            parts["encoder"] = self.encoder.model
+        return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+
+    def save_weights(self, folder: str | os.PathLike[str]) -> None:
+        """Writes `folder/meta_aligner/`: everything but base and adapter."""
+        write_policy(Path(folder) / FOLDER, self.settings(), self.tensors())
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes a folder that [`load_meta_aligned`] takes: the adapter, if there is one, and `meta_aligner/`."""
+        if is_peft_model(self.model):
+            self.model.save_pretrained(str(folder), selected_adapters=["default"])
+            (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's is blank
+        self.save_weights(folder)
+
+    def load_weights(self, saved: SavedPolicy) -> None:
+        """Takes over what was saved of a policy with the same objectives, or the first of them.
+
+        Raises:
+            ValueError: if it was saved of a policy of another make.
+        """
+        settings = saved.settings
+        if settings["conditioning"] != self.conditioning.kind:
+            raise ValueError(
+                f"You set conditioning={self.conditioning.kind!r}. The saved policy has {settings['conditioning']!r}. "
+                "Use that."
+            )
+        wanted = list(self.objective_names)
+        if wanted[: len(settings["objectives"])] != list(settings["objectives"]):
+            raise ValueError(
+                f"You asked for the objectives {wanted}. The saved policy has {settings['objectives']}, which have to "
+                "come first, in that order."
+            )
+        known = len(settings["objectives"])
+        self.conditioning.detach()
+        self.conditioning = make_conditioning(settings["conditioning"], self.model, known)
+        self.weight_net = PreferenceWeightNet(self.encoder.width, known, settings["hidden"])
+        self.objective_names = wanted[:known]
+        parts = {"conditioning": self.conditioning, "weight_net": self.weight_net}
+        if isinstance(self.encoder, AutoEncoder) and settings["encoder"].get("trainable"):
+            parts["encoder"] = self.encoder.model
+        for part, module in parts.items():
+            own = {k.removeprefix(f"{part}."): t for k, t in saved.tensors.items() if k.startswith(f"{part}.")}
+            try:
+                module.load_state_dict(own)
+            except RuntimeError as error:
+                raise ValueError(f"The saved {part} does not fit this base, adapter or encoder: {error}") from error
+        self.to(next(self.model.parameters()).device)
+        self.conditioning.attach(self.model)
+        if settings["reward_statistics"] is not None:
+            values = settings["reward_statistics"]
+            self.statistics = RewardStatistics(torch.tensor(values["mean"]), torch.tensor(values["std"]))
+        self.generation = dict(settings["generation"])
+        self.grow(wanted)
+
+
+def _is_conversation(prompts: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], dict)
+
+
+def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
+    """Prompts, all plain or all conversations, as a batch padded on the left."""
+    if isinstance(prompts[0], str):
+        return tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
+    return tokenizer.apply_chat_template(
+        list(prompts),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
+        tokenizer_kwargs={"padding_side": "left"},
+    )
+
+
+def load_meta_aligned(
+    base: Any,
+    path_or_repo: str | os.PathLike[str],
+    revision: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    token: str | None = None,
+    **model_init_kwargs: Any,
+) -> MetaAlignedPolicy:
+    r"""
+    Loads a policy that [`MetaAlignerTrainer`] has trained.
+
+    Args:
+        base (`str` or [`~transformers.PreTrainedModel`]):
+            The base: a Hub id, a local folder, `"embedded:smollm2-135m"`, or a model without adapters.
+        path_or_repo (`str` or `os.PathLike`):
+            Folder that `save_model()` wrote, or a repository on the Hub.
+        revision (`str`, *optional*):
+            Tag, branch or commit of the repository.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; that of the base by default.
+        token (`str`, *optional*):
+            Token for the Hub.
+        **model_init_kwargs:
+            For `from_pretrained`, where `base` is a string, e.g. `dtype="bfloat16"`.
+
+    Returns:
+        [`MetaAlignedPolicy`], in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if the folder holds no such policy.
+        ValueError: if it is damaged or does not fit the base. Only safetensors and JSON are read.
+    """
+    folder = locate_policy(path_or_repo, revision, token)
+    saved = read_policy(folder / FOLDER)
+    settings = saved.settings
+    if isinstance(base, str):
+        base = create_model_from_path(resolve_model(base), **{"dtype": "float32", **model_init_kwargs})
+    if tokenizer is None:
+        name = get_config_model_id(base.config)
+        if not name:
+            raise ValueError("You passed a base that was built in memory. Pass its tokenizer as well.")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = base
+    if settings["adapter"]:
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"The policy in {folder} has an adapter, and there is no adapter_model.safetensors. Pickled weights "
+                "are never read. Save or fetch the policy again."
+            )
+        model = PeftModel.from_pretrained(base, str(folder))
+    encoder = None
+    if settings["encoder"]["kind"] == "auto":
+        given = settings["encoder"]
+        encoder = AutoEncoder(given["name"], given["revision"], given["trainable"])
+    policy = MetaAlignedPolicy(model, tokenizer, settings["objectives"], settings["conditioning"], encoder)
+    policy.load_weights(saved)
+    policy.requires_grad_(False).eval()
+    model.eval()
+    return policy

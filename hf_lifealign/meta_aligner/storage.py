@@ -1,0 +1,114 @@
+"""The folder `meta_aligner/` beside a saved adapter: weights as safetensors, what they mean as JSON."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hf_lifealign._files import read_json, replacing, write_json
+
+FOLDER = "meta_aligner"
+SETTINGS = "meta_aligner.json"
+TENSORS = "meta_aligner.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """What a saved meta-aligned policy is made of, beside base and adapter.
+
+    Args:
+        settings (`dict`): content of `meta_aligner.json`.
+        tensors (`dict[str, torch.Tensor]`): content of `meta_aligner.safetensors`.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def write_policy(folder: Path, settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Writes both files to `folder`; the JSON, which is read first, last.
+
+    Raises:
+        ValueError: if a tensor is not finite; nothing is written then.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"The tensor {name} of the meta-aligned policy is not finite. Training has diverged; nothing was "
+                "saved. Lower the learning rates."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / TENSORS) as partial:
+        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial)
+    write_json(folder / SETTINGS, {"format": FORMAT, **settings})
+
+
+def read_policy(folder: Path) -> SavedPolicy:
+    """Reads what [`write_policy`] wrote.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if one is damaged, or of a later version.
+    """
+    for name in (SETTINGS, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"There is no {folder.name}/{name} in {folder.parent}. It is no meta-aligned policy, or was saved only "
+                "in part. Give the folder that MetaAlignerTrainer.save_model() wrote, or its repository."
+            )
+    settings = read_json(folder / SETTINGS)
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        found = settings.get("format") if isinstance(settings, dict) else None
+        raise ValueError(
+            f"The file {folder / SETTINGS} has the format {found}; this version reads {FORMAT}. Update hf_lifealign."
+        )
+    try:
+        tensors = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The file {folder / TENSORS} is damaged ({error}). Fetch or save the policy again."
+        ) from error
+    return SavedPolicy(settings, tensors)
+
+
+def locate_policy(path_or_repo: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
+    """A local folder, or the fetched copy of a repository: adapter and `meta_aligner/`, nothing else.
+
+    Raises:
+        ValueError: if it is neither, or the repository holds files larger than a policy's.
+    """
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    wanted = [f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{TENSORS}", "adapter_config.json", "adapter_model.safetensors"]
+    try:
+        info = HfApi(token=token).model_info(str(path_or_repo), revision=revision, files_metadata=True)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if file.rfilename in wanted}
+        _check_sizes(sizes, str(path_or_repo))
+        return Path(snapshot_download(str(path_or_repo), revision=info.sha, token=token, allow_patterns=wanted))
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ValueError(
+            f"You asked for the policy {str(path_or_repo)!r}{f' at {revision!r}' if revision else ''}. There is no "
+            f"such folder, and no such repository or revision on the Hub that you can read ({type(error).__name__})."
+        ) from error
+
+
+def _check_sizes(sizes: dict[str, int], repo: str) -> None:
+    for name, size in sizes.items():
+        largest = 64 * 1024**2 if name.endswith(".json") else 64 * 1024**3
+        if size > largest:
+            raise ValueError(f"The repository {repo} says that {name} has {size} bytes. At most {largest} are fetched.")
+
+
+def canonical(value: Any) -> str:
+    """JSON by which settings are compared."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
