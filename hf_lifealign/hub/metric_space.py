@@ -17,18 +17,24 @@ from hf_lifealign.metrics import metric_path
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_MATHS = "performance_matrix"
+# The files of mathematics, and what a metric may need for each beside evaluate and numpy: the library and its range. A
+# script imports those that it does need, so that evaluate says what to install; only these go to requirements.txt.
+_MATHS: dict[str, dict[str, str]] = {
+    "performance_matrix": {},
+    "pareto_front": {"moocore": ">=0.3.2,<0.4", "scipy": ">=1.14,<2"},
+}
+_EVERY_METRIC = {"evaluate": ">=0.4.6,<0.5", "numpy": ">=2,<3"}
+_ROOM = "hf_lifealign.metrics"
 _MARKER = "hf_lifealign_metric"
-_LIBRARIES = ("datasets", "evaluate", "gradio", "numpy")
+_LIBRARIES = {"datasets", "gradio", *_EVERY_METRIC, *(library for needs in _MATHS.values() for library in needs)}
 # evaluate imports the script as a module of the repository's name, and the page of the Space lies beside it.
-_TAKEN = {"app", _MATHS, *_LIBRARIES, "huggingface_hub", "pandas", "pyarrow"} | {
+_TAKEN = {"app", *_MATHS, *_LIBRARIES, "huggingface_hub", "pandas", "pyarrow"} | {
     name.lower() for name in sys.stdlib_module_names
 }
 # evaluate's own launch_gradio_widget calls gr.inputs, which gradio took out in its version 4, and gradio 3 wants a
 # numpy that today's pyarrow refuses. So the page is ours; the numbers are those it was tried with.
 _GRADIO = "6.31.0"
 _PYTHON = "3.11"
-_REQUIREMENTS = "evaluate>=0.4.6,<0.5\nnumpy>=2,<3\n"
 
 _APP = '''"""The page of this Space: the metric, computed from arguments that a visitor writes."""
 
@@ -76,7 +82,7 @@ def push_metric(
 ) -> str:
     """Publishes a shipped metric as a Space: one commit, and none where the Space holds the same already.
 
-    Anyone can then write `evaluate.load(repo_id)`, with nothing but `evaluate` installed.
+    Anyone can then write `evaluate.load(repo_id)`, with nothing installed but what the Space's requirements.txt names.
 
     Args:
         name (`str`): one of [`METRICS`].
@@ -121,18 +127,22 @@ def metric_space_files(name: str, repo_id: str) -> dict[str, bytes]:
     """
     folder = Path(metric_path(name))
     script_name = f"{_check_module_name(repo_id)}.py"
-    script = stand_alone_script((folder / f"{name}.py").read_text(encoding="utf-8"), name, repo_id)
-    maths = (folder.parent / f"{_MATHS}.py").read_text(encoding="utf-8")
-    _check_imports(maths, ("numpy",), f"{_MATHS}.py")
+    shipped = (folder / f"{name}.py").read_text(encoding="utf-8")
+    maths_name = _import_of_maths(shipped, name)[0]
+    script = stand_alone_script(shipped, name, repo_id)
+    maths = (folder.parent / f"{maths_name}.py").read_text(encoding="utf-8")
+    _check_imports(maths, ("numpy", *_MATHS[maths_name]), f"{maths_name}.py")
+    needs = _EVERY_METRIC | {each: bound for each, bound in _MATHS[maths_name].items() if _imports(script, each)}
     card = (folder / "README.md").read_text(encoding="utf-8")
-    title, text = _space_card(card, name, repo_id, script_name)
+    names = {"name": name, "repo_id": repo_id, "script": script_name, "maths": f"{maths_name}.py", "needs": list(needs)}
+    title, text = _space_card(card, names)
     app = _APP.format(script=json.dumps(script_name), example=repr(_example_arguments(script)), title=json.dumps(title))
     texts = {
         script_name: script,
-        f"{_MATHS}.py": maths,
+        f"{maths_name}.py": maths,
         "README.md": text,
         "app.py": app,
-        "requirements.txt": _REQUIREMENTS,
+        "requirements.txt": "".join(f"{library}{needs[library]}\n" for library in sorted(needs)),
     }
     return {path: content.encode() for path, content in texts.items()}
 
@@ -147,22 +157,36 @@ def stand_alone_script(source: str, name: str, repo_id: str) -> str:
 
     Raises:
         RuntimeError: if the one import of the mathematics is not found, or the script would need this package or any
-            other but evaluate and datasets.
+            other but evaluate, datasets and the libraries of that mathematics.
     """
-    module = f"hf_lifealign.metrics.{_MATHS}"
-    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom) and node.module == module]
+    maths, line = _import_of_maths(source, name)
     lines = source.splitlines(keepends=True)
-    start = f"from {module} import "
-    # One line, since evaluate finds what a script imports line by line.
-    if len(nodes) != 1 or nodes[0].lineno != nodes[0].end_lineno or not lines[nodes[0].lineno - 1].startswith(start):
-        raise RuntimeError(
-            f"To be published, the script of the metric {name} has to import its mathematics in one line, "
-            f"`{start}...`. Write that line, or install hf_lifealign again."
-        )
-    lines[nodes[0].lineno - 1] = lines[nodes[0].lineno - 1].replace(start, f"from .{_MATHS} import ", 1)
+    lines[line] = lines[line].replace(f"from {_ROOM}.{maths} import ", f"from .{maths} import ", 1)
     script = _with_hub_examples("".join(lines), name, repo_id, f"script of the metric {name}")
-    _check_imports(script, ("datasets", "evaluate"), f"{name}.py")
+    _check_imports(script, ("datasets", "evaluate", *_MATHS[maths], f".{maths}"), f"{name}.py")
     return script
+
+
+def _import_of_maths(source: str, name: str) -> tuple[str, int]:
+    """Which file of mathematics a metric's script imports, and the index of the line where it does."""
+    modules = {f"{_ROOM}.{maths}": maths for maths in _MATHS}
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.ImportFrom) and node.module in modules]
+    lines = source.splitlines()
+    # One line, since evaluate finds what a script imports line by line.
+    if len(nodes) == 1 and nodes[0].lineno == nodes[0].end_lineno:
+        module, line = str(nodes[0].module), nodes[0].lineno - 1
+        if lines[line].startswith(f"from {module} import "):
+            return modules[module], line
+    raise RuntimeError(
+        f"To be published, the script of the metric {name} has to import its mathematics in one line, "
+        f"{' or '.join(f'`from {module} import ...`' for module in modules)}. Write that line, or install hf_lifealign "
+        "again."
+    )
+
+
+def _imports(source: str, library: str) -> bool:
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import)]
+    return any(alias.name.split(".")[0] == library for node in nodes for alias in node.names)
 
 
 def _with_hub_examples(text: str, name: str, repo_id: str, where: str) -> str:
@@ -183,7 +207,7 @@ def _with_hub_examples(text: str, name: str, repo_id: str, where: str) -> str:
 
 
 def _check_imports(source: str, allowed: Collection[str], where: str) -> None:
-    """Refuses a script that imports something beside the standard library, its neighbour and what is allowed."""
+    """Refuses a script that imports something beside the standard library and what is allowed (`.name`: beside it)."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -192,7 +216,7 @@ def _check_imports(source: str, allowed: Collection[str], where: str) -> None:
         else:
             continue
         for module in modules:
-            if module.split(".")[0] in {*sys.stdlib_module_names, *allowed} or module == f".{_MATHS}":
+            if module.split(".")[0] in {*sys.stdlib_module_names, *allowed} or module in allowed:
                 continue
             raise RuntimeError(
                 f"{where} imports {module}, which is not there for those who load it from the Hub. It may import the "
@@ -212,12 +236,13 @@ def _check_module_name(repo_id: str) -> str:
     raise ValueError(f"You set repo_id with {repo_id!r} for a metric. {wrong} Set, say, repo_id='{owner}/my_metric'.")
 
 
-def _space_card(card: str, name: str, repo_id: str, script_name: str) -> tuple[str, str]:
-    """Title and text of the Space's card, from the metric's own."""
+def _space_card(card: str, names: dict[str, Any]) -> tuple[str, str]:
+    """Title and text of the Space's card, from the metric's own and what the Space's parts are called."""
     import yaml
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
+    name, repo_id = names["name"], names["repo_id"]
     where = f"card of the metric {name}"
     match = re.fullmatch(r"---\n(.*?)^---\n(.*)", card, flags=re.DOTALL | re.MULTILINE)
     local_hint = f'From the Hub it is `evaluate.load("<namespace>/{name}")`. '
@@ -234,10 +259,8 @@ def _space_card(card: str, name: str, repo_id: str, script_name: str) -> tuple[s
     text = template.render(
         front_matter=yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110).rstrip(),
         body=_with_hub_examples(body, name, repo_id, where).strip(),
-        name=name,
-        repo_id=repo_id,
-        script=script_name,
         version=__version__,
+        **names,
     )
     return str(fields["title"]), text
 

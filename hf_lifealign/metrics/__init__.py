@@ -1,4 +1,4 @@
-"""The continual-learning metrics as `evaluate` modules, found by name and loaded without a network."""
+"""The metrics as `evaluate` modules, found by name and loaded without a network."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
 
-METRICS = ("bwt", "forgetting", "average_performance", "last_performance", "forward_transfer")
+METRICS = (
+    "bwt",
+    "forgetting",
+    "average_performance",
+    "last_performance",
+    "forward_transfer",
+    "hypervolume",
+    "pareto_inner_product",
+    "controllability",
+)
 
 __all__ = ["METRICS", "load_metric", "metric_path"]
 

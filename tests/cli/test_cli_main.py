@@ -154,8 +154,9 @@ def test_report(tmp_path):
 
 def test_metrics():
     lines = lifealign("metrics").stdout.splitlines()
-    paths = dict(line.split() for line in lines[:5])
-    assert set(paths) == {"bwt", "forgetting", "average_performance", "last_performance", "forward_transfer"}
+    paths = dict(line.split() for line in lines[: lines.index("")])
+    steering = {"hypervolume", "pareto_inner_product", "controllability"}
+    assert set(paths) == {"bwt", "forgetting", "average_performance", "last_performance", "forward_transfer"} | steering
     for name, path in paths.items():
         assert (Path(path) / f"{name}.py").is_file()
 

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +50,14 @@ def waits(monkeypatch):
     return slept
 
 
+# The file of mathematics of a metric, and the library that it needs beside evaluate and numpy.
+MATHS = {name: ("performance_matrix", []) for name in METRICS} | {
+    "hypervolume": ("pareto_front", ["moocore"]),
+    "pareto_inner_product": ("pareto_front", []),
+    "controllability": ("pareto_front", ["scipy"]),
+}
+
+
 def shipped(name):
     return (Path(hf_lifealign.metric_path(name)) / f"{name}.py").read_text(encoding="utf-8")
 
@@ -61,19 +71,22 @@ class TestFiles:
         from evaluate.loading import get_imports
 
         files = metric_space_files(name, "me/my-score")
-        assert set(files) == {"my-score.py", "performance_matrix.py", "README.md", "app.py", "requirements.txt"}
+        maths, libraries = MATHS[name]
+        assert set(files) == {"my-score.py", f"{maths}.py", "README.md", "app.py", "requirements.txt"}
         (tmp_path / "script.py").write_bytes(files["my-score.py"])
         assert get_imports(str(tmp_path / "script.py")) == [
             ("library", "typing", "typing", None),
             ("library", "datasets", "datasets", None),
             ("library", "evaluate", "evaluate", None),
-            ("internal", "performance_matrix", "performance_matrix", None),
+            *(("library", library, library, None) for library in libraries),
+            ("internal", maths, maths, None),
         ]
 
     def test_nothing_but_the_import_and_the_examples_is_changed(self, name):
         files = metric_space_files(name, f"me/{name}")
         folder = Path(hf_lifealign.metric_path(name)).parent
-        assert files["performance_matrix.py"] == (folder / "performance_matrix.py").read_bytes()
+        maths = f"{MATHS[name][0]}.py"
+        assert files[maths] == (folder / maths).read_bytes()
         before, after = shipped(name).splitlines(), files[f"{name}.py"].decode().splitlines()
         changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
         assert [new.split()[0] for _, new in changed] == ["from", ">>>", ">>>"]
@@ -81,11 +94,14 @@ class TestFiles:
 
     def test_no_file_that_runs_needs_this_package(self, name):
         files = metric_space_files(name, "me/score")
-        for path in ("score.py", "performance_matrix.py", "app.py"):
+        maths, libraries = MATHS[name]
+        for path in ("score.py", f"{maths}.py", "app.py"):
             assert b"hf_lifealign" not in files[path]
             ast.parse(files[path])
-        wanted = [line.split(">=")[0] for line in files["requirements.txt"].decode().splitlines()]
-        assert wanted == ["evaluate", "numpy"]
+        wanted = files["requirements.txt"].decode().splitlines()
+        assert [line.split(">=")[0] for line in wanted] == sorted(["evaluate", "numpy", *libraries])
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert set(wanted) <= set(project["dependencies"])
 
     def test_the_card_is_the_metrics_and_names_the_space(self, name):
         files = metric_space_files(name, "me/score")
@@ -107,7 +123,10 @@ class TestFiles:
         assert "<namespace>" not in body
         assert "import hf_lifealign" not in body
         assert body.count('evaluate.load("me/score"') == own_body.count("hf_lifealign.load_metric(") + 2
-        assert "`score.py`, the metric" in body
+        maths, libraries = MATHS[name]
+        assert f"`score.py`, the metric, and\n`{maths}.py`, the mathematics." in body
+        needs = ", ".join(["evaluate", "numpy", *libraries])
+        assert f"They need {' and '.join(needs.rsplit(', ', 1))}, nothing else." in body
 
 
 @pytest.mark.parametrize("name", ["BWT", "accuracy", "", None])
@@ -134,7 +153,10 @@ def test_an_unknown_metric_is_refused_before_anything_is_asked(name):
         ("me/bwt.v2", "takes a dot in it for a package"),
         ("me/app", "hide or replace"),
         ("me/Performance_Matrix", "hide or replace"),
+        ("me/pareto_front", "hide or replace"),
         ("me/evaluate", "hide or replace"),
+        ("me/moocore", "hide or replace"),
+        ("me/SciPy", "hide or replace"),
         ("me/statistics", "hide or replace"),
     ],
 )
@@ -155,7 +177,13 @@ class TestRewriting:
             ("import datasets\n", "import datasets\nfrom hf_lifealign import Task\n", "would still name this package"),
             ("import datasets\n", "import datasets\nimport hf_lifealign.metrics\n", "would still name this package"),
             ("import datasets\n", "import datasets\nimport torch\n", "imports torch, which is not there"),
+            ("import datasets\n", "import datasets\nimport moocore\n", "imports moocore, which is not there"),
             ("import datasets\n", "import datasets\nfrom .other import x\n", "imports .other, which is not there"),
+            (
+                "import datasets\n",
+                "import datasets\nfrom .pareto_front import x\n",
+                "imports .pareto_front, which is not",
+            ),
             ("return {", "import scipy.stats\n        return {", "imports scipy.stats, which is not there"),
             (">>> import hf_lifealign\n", "", "lacks the example"),
             ('load_metric("bwt")', 'load_metric("BWT")', "lacks the example"),
@@ -404,3 +432,43 @@ def test_evaluate_loads_every_metric_without_this_package(hub, api, tmp_path):
         assert seen["title"]
         assert seen["ran"] >= 9
         assert set(seen["result"]) >= {name}
+
+
+WITHOUT = r"""
+import json, sys
+
+for name in ("hf_lifealign", *json.loads(sys.argv[2])):
+    sys.modules[name] = None  # importing it is an error from here on
+import evaluate
+
+arguments = {"predictions": [[1.0, 0.0], [0.0, 2.0]]}
+if "hypervolume" in sys.argv[1]:
+    arguments["reference_point"] = [-1.0, -1.0]
+else:
+    arguments["references"] = [[1.0, 0.0], [0.0, 1.0]]
+try:
+    print(json.dumps(evaluate.load(sys.argv[1]).compute(**arguments)))
+except ImportError as error:
+    print("ImportError:", error)
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, (maths, _) in MATHS.items() if maths == "pareto_front"])
+def test_a_metric_needs_no_library_but_its_own_and_names_it_where_it_is_missing(name, tmp_path):
+    folder = tmp_path / f"my-{name}"
+    folder.mkdir()
+    for path, content in metric_space_files(name, f"me/my-{name}").items():
+        (folder / path).write_bytes(content)
+    own = MATHS[name][1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+
+    def run(*missing):
+        command = [sys.executable, "-P", "-c", WITHOUT, str(folder), json.dumps(missing)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert name in json.loads(run(*{"moocore", "scipy"}.difference(own)))
+    for library in own:
+        assert re.match(rf"ImportError: To be able to use .*{library}.* using 'pip install {library}'", run(library))

@@ -1,4 +1,4 @@
-"""The five `evaluate` modules on the real path: loaded from their folder, fed through Arrow, without a network."""
+"""The `evaluate` modules on the real path: loaded from their folder, fed a matrix through Arrow, without a network."""
 
 import copy
 import doctest
@@ -33,7 +33,24 @@ EXPECTED = {
         "forward_transfer_per_task": pm.forward_transfer_per_task(m, BASELINE),
     },
 }
-TRIANGULAR = [name for name in METRICS if name != "forward_transfer"]
+TRIANGULAR = [name for name in EXPECTED if name != "forward_transfer"]
+# What the other modules are given, and say.
+WEIGHTS = [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
+REWARDS = [[1.0, 3.0], [2.0, 3.0], [8.0, 3.0]]
+STEERING = {
+    "hypervolume": (
+        {"predictions": REWARDS, "reference_point": [0.0, 0.0]},
+        {"hypervolume": 24.0, "n_nondominated": 1},
+    ),
+    "pareto_inner_product": (
+        {"predictions": REWARDS, "references": WEIGHTS},
+        {"pareto_inner_product": 4.5, "inner_products": [3.0, 2.5, 8.0]},
+    ),
+    "controllability": (
+        {"predictions": REWARDS, "references": WEIGHTS},
+        {"controllability": pytest.approx(1.0), "controllability_per_objective": [pytest.approx(1.0), None]},
+    ),
+}
 
 
 def arguments(name):
@@ -63,7 +80,7 @@ def test_an_unknown_name_lists_the_known_ones(function, name):
         function(name)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", EXPECTED)
 class TestEveryModule:
     def test_evaluate_loads_the_folder(self, name, evaluate_cache, square):
         import evaluate
@@ -219,22 +236,23 @@ import hf_lifealign.metrics
 # importing the package must not cost the seconds that these take
 assert not {"evaluate", "datasets", "torch", "transformers"} & set(sys.modules)
 socket.socket.connect = socket.getaddrinfo = refuse
-matrix, baseline = json.loads(sys.argv[1])
+arguments = json.loads(sys.argv[1])
 results = {}
 for name in hf_lifealign.metrics.METRICS:
-    extra = {"baseline": baseline} if name == "forward_transfer" else {}
-    results |= hf_lifealign.load_metric(name).compute(predictions=matrix, **extra)
+    results |= hf_lifealign.load_metric(name).compute(**arguments[name])
 print(json.dumps(results))
 """
 
 
 def test_offline_in_a_fresh_home(tmp_path, square):
-    """All five in a new process with an empty HF_HOME, no network, and no cache but that one."""
+    """All of them in a new process with an empty HF_HOME, no network, and no cache but that one."""
     home = tmp_path / "home"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HOME": str(tmp_path)}
+    given = {name: {"predictions": square, **arguments(name)} for name in EXPECTED}
+    given |= {name: kwargs for name, (kwargs, _) in STEERING.items()}
     done = subprocess.run(
-        [sys.executable, "-c", ISOLATED, json.dumps([square, BASELINE])],
+        [sys.executable, "-c", ISOLATED, json.dumps(given)],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -243,13 +261,15 @@ def test_offline_in_a_fresh_home(tmp_path, square):
     )
     assert done.returncode == 0, done.stderr
     expected = {}
-    for name in METRICS:
+    for name in EXPECTED:
         expected |= EXPECTED[name](square)
+    for _, result in STEERING.values():
+        expected |= result
     assert json.loads(done.stdout.splitlines()[-1]) == expected
     assert (home / "modules" / "evaluate_modules" / "metrics" / "bwt").is_dir()
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_a_script_runs_with_the_maths_beside_it(name, evaluate_cache, tmp_path, square):
     """As on a Space: a copy of the maths lies in the folder, and the script imports nothing of this package."""
     import evaluate
