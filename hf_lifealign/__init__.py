@@ -25,13 +25,21 @@ _EXPORTS = {
     "push_run": "hf_lifealign.hub.publish",
     "push_metric": "hf_lifealign.hub.metric_space",
     "push_task_dataset": "hf_lifealign.hub.dataset_repo",
+    "MetaAlignerConfig": "hf_lifealign.meta_aligner.config",
+    "MetaAlignerTrainer": "hf_lifealign.meta_aligner.trainer",
+    "MetaAlignedPolicy": "hf_lifealign.meta_aligner.policy",
+    "load_meta_aligned": "hf_lifealign.meta_aligner.policy",
     "Task": "hf_lifealign.stream",
     "TaskStream": "hf_lifealign.stream",
     "LifelongConfig": "hf_lifealign.lifelong",
     "LifelongTrainer": "hf_lifealign.lifelong",
     "Strategy": "hf_lifealign.strategies",
+    "MetaAlignerStrategy": "hf_lifealign.strategies.meta_aligner",
     "load_metric": "hf_lifealign.metrics",
     "metric_path": "hf_lifealign.metrics",
+    "BrevityReward": "hf_lifealign.rewards",
+    "MiniLMBradleyTerryReward": "hf_lifealign.rewards",
+    "resolve_reward": "hf_lifealign.rewards",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -48,14 +56,22 @@ if TYPE_CHECKING:
     from hf_lifealign.hub.publish import push_run as push_run
     from hf_lifealign.lifelong import LifelongConfig as LifelongConfig
     from hf_lifealign.lifelong import LifelongTrainer as LifelongTrainer
+    from hf_lifealign.meta_aligner.config import MetaAlignerConfig as MetaAlignerConfig
+    from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy as MetaAlignedPolicy
+    from hf_lifealign.meta_aligner.policy import load_meta_aligned as load_meta_aligned
+    from hf_lifealign.meta_aligner.trainer import MetaAlignerTrainer as MetaAlignerTrainer
     from hf_lifealign.metrics import load_metric as load_metric
     from hf_lifealign.metrics import metric_path as metric_path
+    from hf_lifealign.rewards import BrevityReward as BrevityReward
+    from hf_lifealign.rewards import MiniLMBradleyTerryReward as MiniLMBradleyTerryReward
+    from hf_lifealign.rewards import resolve_reward as resolve_reward
     from hf_lifealign.slmc import ConsolidationCallback as ConsolidationCallback
     from hf_lifealign.slmc import ConsolidationReport as ConsolidationReport
     from hf_lifealign.slmc import ConsolidationVetoed as ConsolidationVetoed
     from hf_lifealign.slmc import SLMCConfig as SLMCConfig
     from hf_lifealign.slmc import SLMCModel as SLMCModel
     from hf_lifealign.strategies import Strategy as Strategy
+    from hf_lifealign.strategies.meta_aligner import MetaAlignerStrategy as MetaAlignerStrategy
     from hf_lifealign.stream import Task as Task
     from hf_lifealign.stream import TaskStream as TaskStream
 

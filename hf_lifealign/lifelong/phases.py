@@ -5,7 +5,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -16,7 +16,10 @@ from trl import DPOTrainer, SFTTrainer
 from hf_lifealign._files import remove_folder, write_json
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
 from hf_lifealign.slmc import ConsolidationCallback
-from hf_lifealign.strategies import WARM_START, Phase
+from hf_lifealign.strategies import WARM_START, Phase, PhaseTrainer
+
+if TYPE_CHECKING:
+    from hf_lifealign.lifelong.trainer import LifelongTrainer
 
 _SEAL = "sealed.json"
 REFERENCE_COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
@@ -91,26 +94,46 @@ def with_extra_loss(trainer_class: type[Trainer]) -> type[Trainer]:
     return type(trainer_class.__name__, (ExtraLossMixin, trainer_class), {"__module__": trainer_class.__module__})
 
 
+def trainer_of(run: "LifelongTrainer", phase: Phase) -> PhaseTrainer:
+    """The trainer of a phase: one that a strategy brings, or the run's own.
+
+    Raises:
+        ValueError: if several strategies bring one.
+    """
+    brought = {s.name: found for s in run.strategies if (found := s.phase_trainer(run, phase)) is not None}
+    if len(brought) > 1:
+        raise ValueError(
+            f"The strategies {sorted(brought)} each bring a trainer for the task {phase.task!r}. Only one can train it."
+        )
+    if brought:
+        return next(iter(brought.values()))
+    if phase.name == WARM_START:
+        assert run.warm_start_args is not None
+        return PhaseTrainer(SFTTrainer, run.warm_start_args)
+    return PhaseTrainer(run.trainer_class, run.training_args)
+
+
 def build_trainer(
     phase: Phase,
     model: Any,
     args: TrainingArguments,
     rows: Dataset,
     processing_class: Any,
-    trainer_class: type[Trainer],
+    brought: PhaseTrainer,
     callbacks: Sequence[TrainerCallback],
     extra_losses: Sequence[ExtraLoss],
 ) -> Trainer:
-    """The trainer of a phase: SFTTrainer for the warm start, the user's class for the preferences."""
-    cls: type[Trainer] = trainer_class
+    """The trainer of a phase, on the chosen answers alone for the warm start."""
+    cls = brought.trainer_class
+    rows = rows.remove_columns([name for name in brought.without_columns if name in rows.column_names])
     if phase.name == WARM_START:
-        cls, rows = SFTTrainer, warm_start_rows(rows)
+        rows = warm_start_rows(rows)
     elif set(REFERENCE_COLUMNS) <= set(rows.column_names) and issubclass(cls, DPOTrainer):
         args.precompute_ref_log_probs = True  # type: ignore[attr-defined]
     if extra_losses:
         cls = with_extra_loss(cls)
     kwargs: dict[str, Any] = {"model": model, "args": args, "train_dataset": rows, "callbacks": list(callbacks)}
-    trainer = cls(processing_class=processing_class, **kwargs)
+    trainer = cls(processing_class=processing_class, **kwargs, **brought.kwargs)
     if isinstance(trainer, ExtraLossMixin):
         trainer.extra_losses = tuple(extra_losses)
     if not any(isinstance(callback, ConsolidationCallback) for callback in callbacks):

@@ -35,7 +35,7 @@ from hf_lifealign.lifelong.guards import refuse_sharded_training
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
-from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs
+from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs, trainer_of
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
@@ -411,9 +411,8 @@ class LifelongTrainer:
         rows = own
         for strategy in self.strategies:
             rows = strategy.training_rows(self, phase, rows)
-        template = self.warm_start_args if phase.name == WARM_START else self.training_args
-        assert template is not None
-        args = phase_arguments(template, phase, work, self.seed, self.args.checkpoint_steps)
+        brought = trainer_of(self, phase)
+        args = phase_arguments(brought.args, phase, work, self.seed, self.args.checkpoint_steps)
         callbacks = [*self.user_callbacks, StepProgress(self.progress, phase_work(self, phase))]
         callbacks.append(PhaseLogs(self.tracker, phase.name))
         for strategy in self.strategies:
@@ -422,7 +421,7 @@ class LifelongTrainer:
         reset_peak_memory()
         started = time.monotonic()
         trainer = build_trainer(
-            phase, self.model, args, rows, self.processing_class, self.trainer_class, callbacks,
+            phase, self.model, args, rows, self.processing_class, brought, callbacks,
             [s.compute_extra_loss for s in self.strategies if brings_extra_loss(s)],
         )  # fmt: skip
         for strategy in self.strategies:

@@ -69,8 +69,8 @@ class PairedSchedule:
     Args:
         optimizer (`PairedOptimizer`): whose last step decides which side goes on.
         kind (`str`): name of a schedule of transformers, e.g. `"linear"`; it starts anew with each phase.
-        phases (`dict[str, Sequence[tuple[int, float]]]`): for each side the steps and the highest learning rate of
-            each phase.
+        phases (`dict[str, Sequence[Sequence[tuple[int, float]]]]`): for each parameter group of each side the steps
+            and the highest learning rate of each phase.
         warmup (`float`): share of a phase's steps for warmup if below 1, else steps.
         kwargs (`dict`): further arguments of that schedule.
 
@@ -82,18 +82,21 @@ class PairedSchedule:
         self,
         optimizer: PairedOptimizer,
         kind: str,
-        phases: dict[str, Sequence[tuple[int, float]]],
+        phases: dict[str, Sequence[Sequence[tuple[int, float]]]],
         warmup: float = 0.0,
         kwargs: dict[str, Any] | None = None,
     ):
         self.optimizer = optimizer
-        self.pair = {
-            side: LambdaLR(optimizer.pair[side], self._factors(kind, phases[side], warmup, kwargs or {}))
-            for side in SIDES
-        }
+        self.pair: dict[str, LambdaLR] = {}
+        for side in SIDES:
+            # LambdaLR multiplies; a rate of 0 in the first phase must not silence the later ones
+            for group in optimizer.pair[side].param_groups:
+                group["lr"] = 1.0
+            rates = [self._rate(kind, group, warmup, kwargs or {}) for group in phases[side]]
+            self.pair[side] = LambdaLR(optimizer.pair[side], rates)
 
     @staticmethod
-    def _factors(
+    def _rate(
         kind: str, phases: Sequence[tuple[int, float]], warmup: float, kwargs: dict[str, Any]
     ) -> Callable[[int], float]:
         curves = []
@@ -107,18 +110,16 @@ class PairedSchedule:
                     "as 'linear', 'cosine', 'constant' or 'constant_with_warmup'."
                 )
             curves.append(made.lr_lambdas[0])
-        # LambdaLR multiplies the rate the optimizer was made with: that of the first phase that has steps
-        base = next((rate for steps, rate in phases if steps), phases[-1][1]) or 1.0
 
-        def factor(step: int) -> float:
+        def rate_at(step: int) -> float:
             last = len(phases) - 1
             for index, ((steps, rate), curve) in enumerate(zip(phases, curves, strict=True)):
                 if step < steps or index == last:
-                    return float(curve(min(step, max(steps, 1)))) * rate / base
+                    return float(curve(min(step, max(steps, 1)))) * rate
                 step -= steps
             raise AssertionError("unreachable")
 
-        return factor
+        return rate_at
 
     def step(self) -> None:
         """Goes on with the sides whose optimizers have just stepped."""
@@ -126,7 +127,7 @@ class PairedSchedule:
             self.pair[side].step()
 
     def get_last_lr(self) -> list[float]:
-        """The learning rates of policy and preference-weight-net."""
+        """The learning rates of all groups: of the policy, of the preference-weight-net, of a trainable encoder."""
         return [float(rate) for side in SIDES for rate in self.pair[side].get_last_lr()]
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from trl.trainer.utils import create_model_from_path, get_config_model_id
 from hf_lifealign.meta_aligner.conditioning import Conditioning, make_conditioning
 from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder, Prompt
 from hf_lifealign.meta_aligner.preferences import RewardStatistics, check_preference
-from hf_lifealign.meta_aligner.storage import FOLDER, SavedPolicy, locate_policy, read_policy, write_policy
+from hf_lifealign.meta_aligner.storage import (
+    FOLDER,
+    SETTINGS,
+    SavedPolicy,
+    locate_policy,
+    policy_file,
+    read_policy,
+    write_policy,
+)
 from hf_lifealign.meta_aligner.weight_net import PreferenceWeightNet
 from hf_lifealign.models import public_name, resolve_model
 
@@ -199,9 +207,15 @@ class MetaAlignedPolicy(nn.Module):
             parts["encoder"] = self.encoder.model
         return {f"{part}.{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
 
-    def save_weights(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `folder/meta_aligner/`: everything but base and adapter."""
-        write_policy(Path(folder) / FOLDER, self.settings(), self.tensors())
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything but base and adapter.
+
+        Args:
+            path (`str` or `os.PathLike`): a folder, which gets `meta_aligner/`; or the name of the JSON itself.
+        """
+        path = Path(path)
+        file = path if path.suffix == ".json" else path / FOLDER / SETTINGS
+        write_policy(file, self.settings(), self.tensors())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder that [`load_meta_aligned`] takes: the adapter, if there is one, and `meta_aligner/`."""
@@ -303,7 +317,7 @@ def load_meta_aligned(
         ValueError: if it is damaged or does not fit the base. Only safetensors and JSON are read.
     """
     folder = locate_policy(path_or_repo, revision, token)
-    saved = read_policy(folder / FOLDER)
+    saved = read_policy(policy_file(folder))
     settings = saved.settings
     if isinstance(base, str):
         base = create_model_from_path(resolve_model(base), **{"dtype": "float32", **model_init_kwargs})

@@ -27,7 +27,7 @@ from hf_lifealign.meta_aligner.rounds import RoundsMixin
 from hf_lifealign.meta_aligner.saving import SavingMixin
 from hf_lifealign.meta_aligner.schedule import INNER, OUTER, PRETRAIN, Schedule
 from hf_lifealign.meta_aligner.selection import kept_count
-from hf_lifealign.meta_aligner.storage import FOLDER, read_policy
+from hf_lifealign.meta_aligner.storage import policy_file, read_policy
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -234,18 +234,20 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         }
         return policy
 
-    def continue_from(self, folder: str | Path) -> None:
+    def continue_from(self, path: str | Path) -> None:
         """Takes over a policy's preference-weight-net, conditioning and reward statistics, so that training goes on
         with it. Objectives that it does not know are added; the known ones have to come first.
 
         Args:
-            folder (`str` or `Path`): that holds `meta_aligner/`. The adapter is not read; pass a model that has it.
+            path (`str` or `Path`): the folder of a saved policy, or its JSON. The adapter is not read; pass a model
+                that has it.
 
         Raises:
             FileNotFoundError, ValueError: if there is no such policy, or it does not fit.
         """
         generation = self.policy.generation
-        self.policy.load_weights(read_policy(Path(folder) / FOLDER))
+        path = Path(path)
+        self.policy.load_weights(read_policy(path if path.suffix == ".json" else policy_file(path)))
         self.policy.generation = generation
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
@@ -318,25 +320,21 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Two optimizers of the kind that `args.optim` names, as one."""
-        args, schedule = self.args, self.schedule
+        args = self.args
         cls, kwargs = self.get_optimizer_cls_and_kwargs(args, self.model)
         unfit = sorted({"params", "model", "optimizer_dict"} & set(kwargs))
         if unfit:
             raise ValueError(
                 f"You set optim={args.optim!r}, which takes the whole model. Use one such as 'adamw_torch'."
             )
+        # the schedule sets the learning rates
         kwargs.pop("lr", None)
-        first = bool(schedule.pretrain_updates)
-        policy_rate = args.pretrain_learning_rate if first else args.learning_rate
-        weight_rate = args.pretrain_weight_learning_rate if first else args.weight_learning_rate
         decay = {"weight_decay": args.weight_decay}
         theta = [*self.policy.conditioning.parameters(), *self._adapter]
         psi: list[dict[str, Any]] = [{"params": list(self.policy.weight_net.parameters()), **decay}]
         if isinstance(self.policy.encoder, AutoEncoder) and self.policy.encoder.trainable:
-            psi.append({"params": list(self.policy.encoder.parameters()), "lr": args.encoder_learning_rate, **decay})
-        self._paired = PairedOptimizer(
-            cls([{"params": theta, **decay}], lr=policy_rate, **kwargs), cls(psi, lr=weight_rate, **kwargs)
-        )
+            psi.append({"params": list(self.policy.encoder.parameters()), **decay})
+        self._paired = PairedOptimizer(cls([{"params": theta, **decay}], **kwargs), cls(psi, **kwargs))
         self.optimizer = self._paired
         return self.optimizer
 
@@ -344,12 +342,15 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         """The learning rates of both, over the whole plan, phase by phase."""
         args, schedule = self.args, self.schedule
         meta, before = schedule.inner_updates(), schedule.pretrain_updates
+        weights = [[(before, args.pretrain_weight_learning_rate), (meta, args.weight_learning_rate)]]
+        if isinstance(self.policy.encoder, AutoEncoder) and self.policy.encoder.trainable:
+            weights.append([(before, args.encoder_learning_rate), (meta, args.encoder_learning_rate)])
         self.lr_scheduler = PairedSchedule(  # type: ignore[assignment]
             self._paired,
             str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             {
-                POLICY: [(before, args.pretrain_learning_rate), (meta, args.learning_rate)],
-                WEIGHTS: [(before, args.pretrain_weight_learning_rate), (meta, args.weight_learning_rate)],
+                POLICY: [[(before, args.pretrain_learning_rate), (meta, args.learning_rate)]],
+                WEIGHTS: weights,
             },
             args.warmup_steps,
             dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Strategies: what a lifelong run does around training (replay, consolidation, and what third parties add)."""
 
-from hf_lifealign.strategies.base import PREFERENCE, WARM_START, Phase, Run, Strategy, brings_extra_loss
+from hf_lifealign.strategies.base import PREFERENCE, WARM_START, Phase, PhaseTrainer, Run, Strategy, brings_extra_loss
 from hf_lifealign.strategies.registry import JUDGES, STRATEGIES, available, load, resolve_strategies
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "STRATEGIES",
     "WARM_START",
     "Phase",
+    "PhaseTrainer",
     "Run",
     "Strategy",
     "available",

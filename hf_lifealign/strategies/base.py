@@ -1,14 +1,14 @@
 """What a strategy is: named phases around training, and what it may bring into training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
     from hf_lifealign.stream import TaskStream
 
@@ -29,6 +29,23 @@ class Phase:
     task: str
     index: int
     name: str
+
+
+@dataclass(frozen=True)
+class PhaseTrainer:
+    """A trainer that a strategy brings for a phase.
+
+    Args:
+        trainer_class (`type`): takes TRL's arguments and the phase's rows.
+        args (`TrainingArguments`): its settings; folder, seed, checkpoints and reporting are decided by the run.
+        kwargs (`dict`): further arguments of its constructor.
+        without_columns (`tuple[str, ...]`): columns of the rows that it is not to see.
+    """
+
+    trainer_class: "type[Trainer]"
+    args: "TrainingArguments"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    without_columns: tuple[str, ...] = ()
 
 
 class Run(Protocol):
@@ -85,8 +102,9 @@ class Strategy:
     """Base class: does nothing at every point of a run. Override what the strategy needs.
 
     Every method is called on every process. The order within a task is `before_task`, then for each phase
-    `training_rows`, `callbacks`, `before_phase`, the training itself (with `compute_extra_loss` added to its loss),
-    `after_phase`; then for every task seen so far `before_evaluation` and `after_evaluation`; then `after_task`.
+    `training_rows`, `phase_trainer`, `callbacks`, `before_phase`, the training itself (with `compute_extra_loss` added
+    to its loss), `after_phase`; then for every task seen so far `before_evaluation` and `after_evaluation`; then
+    `after_task`.
 
     A run may be killed at any instant and started again. It then goes on from its last finished phase, or from a
     checkpoint inside one, and calls `before_task` and the methods of the phase once more: what a strategy has to
@@ -114,6 +132,10 @@ class Strategy:
     def training_rows(self, run: Run, phase: Phase, rows: "Dataset") -> "Dataset":
         """Returns the rows to train on in `phase`: `rows` are the task's own and what other strategies added."""
         return rows
+
+    def phase_trainer(self, run: Run, phase: Phase) -> PhaseTrainer | None:
+        """Who trains a phase, if not the run's own trainer; at most one strategy may say so."""
+        return None
 
     def callbacks(self, run: Run, phase: Phase) -> "Sequence[TrainerCallback]":
         """TrainerCallbacks for the trainer of a phase."""
