@@ -1,5 +1,6 @@
 """What the README claims, run: its script, its loading lines, its commands and links."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from support.tiny import preference_rows, tiny_model, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPT, LOADING, PUBLISHED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = re.findall(r"^lifealign .*$", README, flags=re.MULTILINE)
+SCRIPT, LOADING, PUBLISHED, STEERED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ALL_COMMANDS = re.findall(r"^(?:lifealign|accelerate launch) .*$", README, flags=re.MULTILINE)
+STEERING = [line for line in ALL_COMMANDS if "meta_aligner" in line or "pareto" in line]
+COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING]
 
 
 def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +89,46 @@ def test_publishing_and_going_on(tmp_path: Path, tiny_dir: str) -> None:
         assert set(repo.tags) == {"task-01-helpful", "task-02-harmless"}
         assert (tmp_path / "runs" / "more" / "adapters" / "03-kind").is_dir()
         assert "bwt.py" in hub.repo("me/bwt", repo_type="space").files("main")
+
+
+def test_a_policy_steered_by_weights(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script word for word, but for the model, the embedding and the arguments that keep a tiny CPU run short."""
+    from support.tiny_encoder import save_tiny_encoder
+
+    monkeypatch.chdir(tmp_path)
+    for name, start in (("helpful", 0), ("harmless", 50)):
+        write_jsonl(Path("data") / name / "train.jsonl", preference_rows(8, start=start))
+    short = "bf16=False, use_cpu=True, gradient_checkpointing=False, max_completion_length=6, num_rounds=1, "
+    script = STEERED.replace("Qwen/Qwen2.5-0.5B-Instruct", tiny_dir).replace('"runs/meal", l', f'"runs/meal", {short}l')
+    encoder = save_tiny_encoder(tmp_path / "encoder")
+    script = script.replace("name=name)", f"name=name, embedding={encoder!r})")
+    assert short in script
+    assert encoder in script
+    scope: dict[str, Any] = {}
+    exec(script, scope)
+    assert scope["policy"].objective_names == ["helpful", "harmless"]
+    assert Path("runs/meal/meta_aligner/meta_aligner.safetensors").is_file()
+
+
+def test_the_recipe_and_its_front(tmp_path: Path, tiny_dir: str) -> None:
+    """Both lines, each in a process of its own; the recipe on the tiny model, with rewards that need no fitting."""
+    launch, front = STEERING
+    for task in ("detailed", "harmless"):
+        for split, rows in (("train", 4), ("test", 2)):
+            folder = tmp_path / "recipes" / "quickstart" / "data" / task
+            write_jsonl(folder / f"{split}.jsonl", preference_rows(rows, chosen=task))
+    launch = launch.replace("recipes/", f"{ROOT}/recipes/")
+    short = (
+        f"--model_name_or_path {tiny_dir} --reward_funcs support.tiny_rewards:short support.tiny_rewards:vowels "
+        "--max_completion_length 5 --num_rounds 1 --prompts_per_round 4 --save_strategy no"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    for words in ([*launch.split()[2:], *short.split()], front.split()[1:]):
+        program = "accelerate.commands.launch" if words[0].endswith(".py") else "hf_lifealign.cli.main"
+        line = [sys.executable, "-m", program, *words]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "meta-aligner" / "pareto" / "front.png").is_file()
 
 
 def test_commands_and_links_exist() -> None:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands, hub_commands
+from hf_lifealign.cli import commands, hub_commands, pareto
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -20,6 +20,7 @@ examples:
   lifealign run my.yaml --set training.learning_rate=1e-4 --set adapter.r=32
   lifealign matrix runs/first
   lifealign inspect runs/first/adapters/02-harmless
+  lifealign pareto runs/meta-aligner
   lifealign push runs/first me/first-lifelong
   lifealign run more.yaml --continue-from me/first-lifelong@task-02-harmless
 
@@ -98,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     report = add("report", "write the report and pictures of a run again", "Write report.md and the pictures of a run.")
     report.add_argument("run", metavar="RUN", help="folder of a run, finished or in progress")
+    pareto.add_parser(add)
     hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser
@@ -137,13 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return (commands.COMMANDS | hub_commands.COMMANDS)[args.command](args)
+        return (commands.COMMANDS | hub_commands.COMMANDS | pareto.COMMANDS)[args.command](args)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        hint = " Give the same command again to go on." if args.command == "run" else ""
+        hint = " Give the same command again to go on." if args.command in ("run", "pareto") else ""
         print(f"lifealign: interrupted.{hint}", file=sys.stderr)
         return 130
     except Exception as error:

@@ -8,6 +8,8 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import get_config_model_id
 
+from hf_lifealign.models import public_name
+
 if TYPE_CHECKING:
     from transformers import Trainer
 
@@ -71,7 +73,7 @@ class AdapterCardMixin(_Base):
         model: Any = self.accelerator.unwrap_model(self.model)
         told = {name: getattr(self.args, name) for name in _TOLD if getattr(self.args, name, None) is not None}
         context: dict[str, Any] = {
-            "base_model": get_config_model_id(model.config) or "",
+            "base_model": public_name(get_config_model_id(model.config) or ""),
             "settings": {"trainer": type(self).__name__, "training": told},
             "tags": tags or [],
         }

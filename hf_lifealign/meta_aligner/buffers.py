@@ -1,6 +1,7 @@
 """The answers a phase trains on, and their cache on disk, by which a killed round is not generated twice."""
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,13 +106,29 @@ class AnswerCache:
             count += 1
         return count
 
-    def read(self, index: int) -> list[Answer]:
-        """The answers of a finished batch."""
-        return from_json(read_json(self._part(index)))
+    def read(self, index: int) -> tuple[list[Answer], dict[str, list[float]]]:
+        """The answers of a finished batch, and the metrics that reward functions logged of it."""
+        content = read_json(self._part(index))
+        return from_json(content["answers"]), content["metrics"]
 
-    def write(self, index: int, answers: Sequence[Answer]) -> None:
-        """Keeps the answers of a batch; the file is there wholly or not at all."""
-        write_json(self._part(index), as_json(answers))
+    def write(self, index: int, answers: Sequence[Answer], metrics: dict[str, list[float]]) -> None:
+        """Keeps a batch; the file is there wholly or not at all."""
+        write_json(self._part(index), {"answers": as_json(answers), "metrics": metrics})
+
+
+def code_of(reward: Any) -> list[Any]:
+    """What can be told of a reward function: its source, and the plain numbers and texts it was made with. Ratings of
+    one that has been changed since are then not taken for its own."""
+    routine = inspect.isroutine(reward)
+    try:
+        source = inspect.getsource(reward if routine else type(reward))
+    except (OSError, TypeError):
+        source = ""
+    if routine:
+        values = list(enumerate(cell.cell_contents for cell in getattr(reward, "__closure__", None) or ()))
+    else:
+        values = sorted(getattr(reward, "__dict__", {}).items())
+    return [source, [[key, value] for key, value in values if isinstance(value, (str, int, float))]]
 
 
 def digest_of(*parts: Any) -> str:

@@ -17,6 +17,16 @@ CONDITIONINGS = get_args(ConditioningKind)
 _ADAPTER = "default"
 
 
+def _mixed(weights: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """``weights @ columns.T`` of shapes `(rows, objectives)` and `(width, objectives)`, objective by objective: the sum
+    is the same to the bit whatever number of objectives with weight 0 follow."""
+    parts = [weights[:, k : k + 1] * columns[:, k] for k in range(columns.shape[1])]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
 class Conditioning(nn.Module):
     """Base class: holds the weights under which the policy is to answer, and lets them into its forward.
 
@@ -45,6 +55,10 @@ class Conditioning(nn.Module):
     def _hook(self, model: Any) -> list[RemovableHandle]:
         raise NotImplementedError
 
+    def bias(self) -> torch.Tensor:
+        """What the given weights add to the last hidden states, `torch.Tensor` of shape `(rows, width)`."""
+        raise NotImplementedError
+
     def grow(self, objectives: int) -> None:
         """Adds objectives. Under weights that give them 0, the policy answers exactly as before."""
         raise NotImplementedError
@@ -54,8 +68,8 @@ class Conditioning(nn.Module):
         self._given = weights
 
     @contextmanager
-    def given(self, weights: torch.Tensor) -> Iterator[None]:
-        """The policy under `weights`, `torch.Tensor` of shape `(rows, objectives)`."""
+    def given(self, weights: torch.Tensor | None) -> Iterator[None]:
+        """The policy under `weights`, `torch.Tensor` of shape `(rows, objectives)`; under none if `None`."""
         before, self._given = self._given, weights
         try:
             yield
@@ -99,7 +113,13 @@ class LogitBiasConditioning(Conditioning):
 
     def forward(self, weights: torch.Tensor) -> torch.Tensor:
         """``g_phi(w)``: `torch.Tensor` of shape `(rows, width)` for weights of shape `(rows, objectives)`."""
-        return self.output(nn.functional.gelu(self.input(weights.to(self.input.weight))))
+        mixed = _mixed(weights.to(self.input.weight), self.input.weight) + self.input.bias
+        return self.output(nn.functional.gelu(mixed))
+
+    def bias(self) -> torch.Tensor:
+        if self._given is None:
+            raise ValueError("No preference is given.")
+        return self(self._given)
 
     def _hook(self, model: Any) -> list[RemovableHandle]:
         def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -198,7 +218,8 @@ class LoraConditioning(Conditioning):
                         "You set conditioning='lora' on a model that flattens its batch, as mixtures of experts do, "
                         "so that rows cannot be told apart. Use conditioning='logit_bias'."
                     )
-                shift = self.scales[key](self._given.to(self.centre) - self.centre)
+                columns: Any = self.scales[key].weight
+                shift = _mixed(self._given.to(self.centre) - self.centre, columns)
                 factor = self._for_rows(1 + shift, len(output))
                 return output * factor.unsqueeze(1).to(output)
 

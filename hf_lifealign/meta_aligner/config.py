@@ -85,6 +85,10 @@ class MetaAlignerConfig(RLOOConfig):
             Where the weights of the meta phase come from: `"learned"` is the method. For ablations `"frozen"` (the
             preference-weight-net as pre-trained), `"reward"` (the realised preference of each answer), `"random"`
             (uniform on the simplex) and `"uniform"` (equal weights); these have no outer steps.
+        state_cache_gb (`float`, *optional*, defaults to `4.0`):
+            Memory for the hidden states of the answers that are trained on, in GiB. With `"logit_bias"` and a backbone
+            that stands still they are read once for each round instead of at every step. Where they need more, or with
+            0, every step reads them anew; the result is the same but for rounding.
         max_prompt_length (`int`, *optional*):
             Prompts with more tokens are left out, and counted in the log.
     """
@@ -158,6 +162,13 @@ class MetaAlignerConfig(RLOOConfig):
             "choices": list(WEIGHT_SOURCES),
         },
     )
+    state_cache_gb: float = field(
+        default=4.0,
+        metadata={
+            "help": "Memory for hidden states in GiB, so that each round's answers are read once; 0 reads them at "
+            "every step."
+        },
+    )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Prompts with more tokens are left out, and counted in the log."}
     )
@@ -209,7 +220,7 @@ class MetaAlignerConfig(RLOOConfig):
             raise ValueError(f"You set rho={self.rho}. It is the share of answers to keep, at most 1.")
         for name in (
             "supervision", "learning_rate", "weight_learning_rate", "pretrain_learning_rate",
-            "pretrain_weight_learning_rate", "encoder_learning_rate",
+            "pretrain_weight_learning_rate", "encoder_learning_rate", "state_cache_gb",
         ):  # fmt: skip
             value = getattr(self, name)
             if not 0 <= value < math.inf:

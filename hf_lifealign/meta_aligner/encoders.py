@@ -8,6 +8,8 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from hf_lifealign.models import resolve_model
+
 Prompt = str | list[dict[str, Any]]
 
 
@@ -104,7 +106,7 @@ class AutoEncoder(nn.Module):
     """Mean-pooled last hidden states of any `AutoModel`.
 
     Args:
-        name (`str`): Hub id or local folder.
+        name (`str`): Hub id, local folder, or `"embedded:minilm-l6-v2"`.
         revision (`str`, *optional*): revision on the Hub.
         trainable (`bool`): whether it learns along with the preference-weight-net, as in the paper.
         max_length (`int`): longest prompt in tokens of the encoder; the end is what is kept.
@@ -115,9 +117,13 @@ class AutoEncoder(nn.Module):
         from transformers import AutoModel, AutoTokenizer
 
         self.name, self.revision, self.trainable = name, revision, trainable
-        self.model: Any = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        source = resolve_model(name, kind="encoder")
+        # no pickle, and no code of a repository's
+        self.model: Any = AutoModel.from_pretrained(
+            source, revision=revision, dtype=torch.float32, use_safetensors=True
+        )
         self.model.requires_grad_(trainable).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         self.tokenizer.truncation_side = "left"
         self.tokenizer.padding_side = "right"
         longest = getattr(self.model.config, "max_position_embeddings", None) or max_length

@@ -20,6 +20,7 @@ from hf_lifealign.meta_aligner.storage import (
     FOLDER,
     SETTINGS,
     SavedPolicy,
+    check_finite,
     locate_policy,
     policy_file,
     read_policy,
@@ -75,8 +76,8 @@ class MetaAlignedPolicy(nn.Module):
     # Preferences
 
     def encode(self, prompts: Sequence[Prompt]) -> torch.Tensor:
-        """Features of prompts, `torch.Tensor` of shape `(prompts, width)`."""
-        with torch.no_grad():
+        """Features of prompts, `torch.Tensor` of shape `(prompts, width)`, whatever preference is given."""
+        with torch.no_grad(), self.conditioning.given(None):
             parts = [self.encoder.encode(prompts[i : i + _ENCODED]) for i in range(0, len(prompts), _ENCODED)]
         return torch.cat(parts)
 
@@ -219,6 +220,7 @@ class MetaAlignedPolicy(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes a folder that [`load_meta_aligned`] takes: the adapter, if there is one, and `meta_aligner/`."""
+        check_finite(self.tensors())
         if is_peft_model(self.model):
             self.model.save_pretrained(str(folder), selected_adapters=["default"])
             (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's is blank
@@ -290,6 +292,7 @@ def load_meta_aligned(
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token: str | None = None,
+    encoder: str | None = None,
     **model_init_kwargs: Any,
 ) -> MetaAlignedPolicy:
     r"""
@@ -306,6 +309,9 @@ def load_meta_aligned(
             Tokenizer; that of the base by default.
         token (`str`, *optional*):
             Token for the Hub.
+        encoder (`str`, *optional*):
+            Hub id or local folder of the `AutoModel` encoder, if the policy has one and it is no longer found under
+            the name that was saved, which of a local folder is its last component.
         **model_init_kwargs:
             For `from_pretrained`, where `base` is a string, e.g. `dtype="bfloat16"`.
 
@@ -336,11 +342,11 @@ def load_meta_aligned(
                 "are never read. Save or fetch the policy again."
             )
         model = PeftModel.from_pretrained(base, str(folder))
-    encoder = None
+    reader = None
     if settings["encoder"]["kind"] == "auto":
         given = settings["encoder"]
-        encoder = AutoEncoder(given["name"], given["revision"], given["trainable"])
-    policy = MetaAlignedPolicy(model, tokenizer, settings["objectives"], settings["conditioning"], encoder)
+        reader = AutoEncoder(encoder or given["name"], given["revision"], given["trainable"])
+    policy = MetaAlignedPolicy(model, tokenizer, settings["objectives"], settings["conditioning"], reader)
     policy.load_weights(saved)
     policy.requires_grad_(False).eval()
     model.eval()

@@ -90,9 +90,12 @@ class RewardStatistics:
         return cls(mean.float(), std.float())
 
     def normalise(self, rewards: torch.Tensor) -> torch.Tensor:
-        """Z-scores of `rewards` (`torch.Tensor` of shape `(answers, objectives)`); 0 where a reward never varied."""
+        """Z-scores of `rewards` (`torch.Tensor` of shape `(answers, objectives)`); 0 where a reward never varied, NaN
+        where there is none."""
         mean, std = self.mean.to(rewards), self.std.to(rewards)
-        return torch.where(std > 0, (rewards - mean) / std.clamp(min=torch.finfo(std.dtype).tiny), 0.0)
+        return torch.where(
+            (std > 0) | rewards.isnan(), (rewards - mean) / std.clamp(min=torch.finfo(std.dtype).tiny), 0.0
+        )
 
     def constant(self) -> list[int]:
         """Objectives whose reward never varied: their z-score is 0 for every answer."""

@@ -45,7 +45,7 @@ class RoundsMixin(_Base):
     """Mixin for a TRL trainer that generates: its buffers of rated answers.
 
     What it needs of the trainer: `policy`, `args`, `prompt_rows` and `offline_rows` (lists of examples),
-    `offline_tokens`, and TRL's `_generate` and `_calculate_rewards`.
+    `offline_tokens`, `prompt_lengths`, `_reward_code`, and TRL's `_generate` and `_calculate_rewards`.
     """
 
     policy: MetaAlignedPolicy
@@ -54,6 +54,7 @@ class RoundsMixin(_Base):
     offline_rows: Sequence[dict[str, Any]]
     offline_tokens: list[tuple[list[int], list[int]]]
     prompt_lengths: list[int]
+    _reward_code: list[Any]
     _logs: dict[str, Any]
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
@@ -88,7 +89,8 @@ class RoundsMixin(_Base):
         if self._offline_buffer is None:
             if self._offline_answers is None:
                 rows = self.offline_rows
-                print_ = digest_of(canonical(self.reward_func_names), canonical([self._public(row) for row in rows]))
+                public = [self._public(row) for row in rows]
+                print_ = digest_of(*(canonical(part) for part in (self._rated_by(), public, self.offline_tokens)))
                 self._offline_answers = self._collect(
                     "offline", print_, "rating the offline set", list(range(len(rows))), self._rate_offline
                 )
@@ -117,7 +119,6 @@ class RoundsMixin(_Base):
         found = RewardStatistics.of(rewards_of(answers))
         known = self.policy.statistics
         self.policy.statistics = known.grow(found) if known is not None else found
-        self._statistics_are_old = False
         constant = [self.policy.objective_names[i] for i in self.policy.statistics.constant()]
         if constant and self.is_world_process_zero():
             logger.warning(
@@ -125,25 +126,20 @@ class RoundsMixin(_Base):
                 "Their z-score is taken as 0 throughout."
             )
 
+    @property
+    def _statistics_are_old(self) -> bool:
+        """Whether objectives have been added since the statistics were taken."""
+        known = self.policy.statistics
+        return known is not None and len(known.mean) < len(self.policy.objective_names)
+
     def _rated(self, answers: list[Answer], what: str) -> Buffer:
         assert self.policy.statistics is not None
         rewards = rewards_of(answers)
-        if torch.isinf(rewards).any():
-            row, k = torch.isinf(rewards).nonzero()[0].tolist()
-            raise ValueError(
-                f"The reward {self.policy.objective_names[k]!r} returned {rewards[row, k].item()} for an answer of "
-                f"{what}. Return a finite number, or None to leave an answer out."
-            )
         buffer = Buffer.of(answers, self.policy.statistics, self.args.tau)
         missing = len(answers) - len(buffer.kept)
         if missing and self.is_world_process_zero():
             names = [n for n, gone in zip(self.policy.objective_names, rewards.isnan().any(0), strict=True) if gone]
             logger.warning(f"{missing} of {len(answers)} answers of {what} are left out: not rated by {names}.")
-        if not buffer.kept:
-            raise ValueError(
-                f"Not one of the {len(answers)} answers of {what} was rated by every reward function, so that nothing "
-                "is left to train on. None leaves an answer out; return numbers."
-            )
         return buffer
 
     def _choose(self, answers: list[Answer]) -> Buffer:
@@ -207,11 +203,15 @@ class RoundsMixin(_Base):
             "generation": self.generation_kwargs,
             "batch": args.generation_batch_size,
             "generations": args.num_generations,
-            "rewards": self.reward_func_names,
+            "base": self.policy.settings()["base_model"],
+            "rewards": self._rated_by(),
             "prompts": [self._public(self.prompt_rows[i]) for i in prompts],
         }
         tensors = {**self.policy.tensors(), **self.adapter_tensors()}
         return digest_of(canonical(settings), weights, *(part for item in sorted(tensors.items()) for part in item))
+
+    def _rated_by(self) -> list[Any]:
+        return [list(self.reward_func_names), self._reward_code]
 
     @staticmethod
     def _public(row: dict[str, Any]) -> Any:
@@ -240,6 +240,12 @@ class RoundsMixin(_Base):
     def _rewards_here(self, examples: Any, prompts: Any, completions: Any, completion_ids: Any) -> list[list[float]]:
         """The rewards of this process's answers, as TRL calculates them."""
         gathered = self._calculate_rewards(examples, prompts, completions, completion_ids)
+        if torch.isinf(gathered).any():
+            row, k = torch.isinf(gathered).nonzero()[0].tolist()
+            raise ValueError(
+                f"The reward {self.policy.objective_names[k]!r} returned {gathered[row, k].item()} for an answer. "
+                "Return a finite number, or None to leave an answer out."
+            )
         rank, count = self.accelerator.process_index, len(prompts)
         return gathered[rank * count : (rank + 1) * count].tolist()
 
@@ -271,6 +277,7 @@ class RoundsMixin(_Base):
         # they work in step, so that all go on from where the slowest was
         finished = min(gather_object([min(cache.finished(), len(plan))]))
         own: list[Answer] = []
+        told: list[dict[str, list[float]]] = []
         metrics = {key: list(values) for key, values in self._metrics["train"].items()}
         seen = self.state.num_input_tokens_seen
         bar = tqdm(total=len(plan), desc=title, unit="batch", dynamic_ncols=True,
@@ -278,21 +285,52 @@ class RoundsMixin(_Base):
         with bar:
             for index, (positions, count) in enumerate(plan):
                 if index < finished:
-                    answers = cache.read(index)
+                    answers, logged = cache.read(index)
                 else:
                     answers = work([items[i] for i in positions], index)[:count]
-                    cache.write(index, answers)
+                    logged = self._take_user_metrics()
+                    cache.write(index, answers, logged)
                 own += answers
+                told.append(logged)
                 bar.update()
         # TRL counts what it has just generated; a resumed round has to log the same as an undisturbed one
         self._metrics["train"].clear()
         self._metrics["train"].update(metrics)
         self.state.num_input_tokens_seen = seen
-        return sorted(gather_object(own), key=lambda answer: answer.prompt)
+        self._log_user_metrics(told, "train")
+        answers = sorted(gather_object(own), key=lambda answer: answer.prompt)
+        if not torch.isfinite(rewards_of(answers)).all(-1).any():
+            if process.is_main_process:
+                remove_folder(cache.folder)  # or they would be read again when the rewards are mended
+            raise ValueError(
+                f"Not one of the {len(answers)} answers ({title}) was rated by every reward function, so that nothing "
+                "is left to train on. None leaves an answer out; return numbers."
+            )
+        return answers
+
+    def _take_user_metrics(self) -> dict[str, list[float]]:
+        """What reward functions have told TRL's `log_metric` since the last call."""
+        found = {name: [float(value) for value in values] for name, values in self._pending_metrics.items()}
+        self._pending_metrics.clear()
+        self._pending_extra_logs.clear()
+        return found
+
+    def _log_user_metrics(self, told: Sequence[dict[str, list[float]]], mode: str) -> None:
+        """Logs the means of what reward functions told on all processes."""
+        everyone = gather_object(list(told))
+        for name in sorted({name for part in everyone for name in part}):
+            values = [value for part in everyone for value in part.get(name, ())]
+            self._metrics[mode][name].append(sum(values) / len(values))
 
     def _remove_round(self, number: int) -> None:
         if self.is_world_process_zero():
             remove_folder(Path(str(self.args.output_dir)) / CACHE / f"round-{number}")
+
+    def _remove_rounds(self) -> None:
+        """Ends a training: another one in the same folder has nothing to go on with."""
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            remove_folder(Path(str(self.args.output_dir)) / CACHE)
 
     def _log_round(self, answers: list[Answer], buffer: Buffer) -> None:
         """Logs a round once, when it has been generated, under TRL's names where there are some."""
@@ -347,7 +385,6 @@ class RoundsMixin(_Base):
     def _load_rounds(self, folder: Path) -> None:
         content = read_json(folder / CHECKPOINT_FILE)
         self._reset_rounds()
-        self._statistics_are_old = False
         if content["offline"] is not None:
             tokens = [{"prompt_ids": list(p), "completion_ids": list(c)} for p, c in self.offline_tokens]
             self._offline_answers = from_json(

@@ -10,7 +10,8 @@ from trl.trainer.utils import get_config_model_id
 from hf_lifealign.fpo.card import AdapterCardMixin
 from hf_lifealign.meta_aligner.config import MetaAlignerConfig
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy
-from hf_lifealign.meta_aligner.storage import FOLDER, read_policy
+from hf_lifealign.meta_aligner.storage import FOLDER, check_finite, read_policy
+from hf_lifealign.models import public_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +46,7 @@ class SavingMixin(AdapterCardMixin):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         is_checkpoint = folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        self._refuse_diverged(folder)
         if is_peft_model(self.accelerator.unwrap_model(self.model)):
             super()._save(output_dir, state_dict)
         else:
@@ -56,6 +58,21 @@ class SavingMixin(AdapterCardMixin):
         self.policy.save_weights(folder)
         if is_checkpoint:
             self._save_rounds(folder)
+
+    def _refuse_diverged(self, folder: Path) -> None:
+        """Raises before anything is written; Trainer has made the folder, which would pass for a checkpoint."""
+        try:
+            check_finite(self.policy.tensors())
+        except ValueError:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer copies the files it knows out of the checkpoint and uploads the folder around it
+        if self.is_world_process_zero():
+            self.policy.save_weights(str(self.args.output_dir))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if is_peft_model(self.model):
@@ -90,7 +107,7 @@ class SavingMixin(AdapterCardMixin):
 
         context: dict[str, Any] = {
             "policy": self.policy.settings(),
-            "base_model": get_config_model_id(self.model.config) or "",
+            "base_model": public_name(get_config_model_id(self.model.config) or ""),
             "training": {name: getattr(self.args, name) for name in _TOLD},
             "tags": [*self._tag_names, *(tags or [])],
             "repo_id": self.hub_model_id,

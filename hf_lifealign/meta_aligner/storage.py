@@ -37,15 +37,24 @@ def write_policy(file: Path, settings: dict[str, Any], tensors: dict[str, torch.
     Raises:
         ValueError: if a tensor is not finite; nothing is written then.
     """
+    check_finite(tensors)
+    with replacing(file.with_suffix(".safetensors")) as partial:
+        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial)
+    write_json(file, {"format": FORMAT, **settings})
+
+
+def check_finite(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuses what a diverged training has left.
+
+    Raises:
+        ValueError: if a tensor is not finite.
+    """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(
                 f"The tensor {name} of the meta-aligned policy is not finite. Training has diverged; nothing was "
                 "saved. Lower the learning rates."
             )
-    with replacing(file.with_suffix(".safetensors")) as partial:
-        save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial)
-    write_json(file, {"format": FORMAT, **settings})
 
 
 def policy_file(folder: Path) -> Path:
@@ -81,15 +90,11 @@ def read_policy(path: Path) -> SavedPolicy:
     settings = read_json(file)
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         found = settings.get("format") if isinstance(settings, dict) else None
-        raise ValueError(
-            f"The file {file} has the format {found}; this version reads {FORMAT}. Update hf_lifealign."
-        )
+        raise ValueError(f"The file {file} has the format {found}; this version reads {FORMAT}. Update hf_lifealign.")
     try:
         tensors = load_file(tensors_file)
     except SafetensorError as error:
-        raise ValueError(
-            f"The file {tensors_file} is damaged ({error}). Fetch or save the policy again."
-        ) from error
+        raise ValueError(f"The file {tensors_file} is damaged ({error}). Fetch or save the policy again.") from error
     return SavedPolicy(settings, tensors)
 
 

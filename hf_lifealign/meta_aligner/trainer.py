@@ -16,17 +16,19 @@ from trl import RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
 from hf_lifealign.fpo.reference import drop_reference_adapter
-from hf_lifealign.meta_aligner.buffers import Answer, Buffer
+from hf_lifealign.meta_aligner.buffers import Answer, Buffer, code_of
 from hf_lifealign.meta_aligner.config import POLICY_ENCODER, MetaAlignerConfig
 from hf_lifealign.meta_aligner.data import completion_ids, split_preferences, within_length
 from hf_lifealign.meta_aligner.encoders import AutoEncoder
-from hf_lifealign.meta_aligner.optimizer import POLICY, SIDES, WEIGHTS, PairedOptimizer, PairedSchedule
+from hf_lifealign.meta_aligner.optimization import TwoOptimizersMixin
+from hf_lifealign.meta_aligner.optimizer import WEIGHTS, PairedSchedule
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy
 from hf_lifealign.meta_aligner.preferences import preference_divergence, realised_preference, sequence_nll
 from hf_lifealign.meta_aligner.rounds import RoundsMixin
 from hf_lifealign.meta_aligner.saving import SavingMixin
 from hf_lifealign.meta_aligner.schedule import INNER, OUTER, PRETRAIN, Schedule
 from hf_lifealign.meta_aligner.selection import kept_count
+from hf_lifealign.meta_aligner.states import AnswerStates, head_is_plain, states_size
 from hf_lifealign.meta_aligner.storage import policy_file, read_policy
 
 if TYPE_CHECKING:
@@ -35,11 +37,8 @@ if TYPE_CHECKING:
 
 RewardFunc = str | PreTrainedModel | Callable[..., Any]
 
-# Which optimizers step in which kind of update.
-_ACTIVE = {PRETRAIN: SIDES, INNER: (POLICY,), OUTER: (WEIGHTS,)}
 
-
-class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
+class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrainer):
     r"""
     Trainer for Meta-Aligner (Meal, arXiv 2604.24178): one policy for several objectives, conditioned on preference
     weights, and a preference-weight-net that learns along with it which weights suit a prompt.
@@ -111,6 +110,7 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
     model: Any
     train_dataset: Any
     loss_is_scaled_for_ga = False
+    _weight_rate: float
 
     def __init__(
         self,
@@ -165,10 +165,12 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
             self.model.requires_grad_(False)
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         self.reward_func_names = self._named_objectives(objective_names)
+        # as they are now: one that counts its calls is not another one for it
+        self._reward_code = [code_of(reward) for reward in self.reward_funcs]
         self._prepare_data(offline_dataset)
         self.policy = self._make_policy()
         self._kind = PRETRAIN
-        self._statistics_are_old = False
+        self._states: tuple[Buffer, AnswerStates | None] | None = None
         self._reset_rounds()
 
     # Set-up
@@ -207,7 +209,8 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
             kept = within_length(offline, [len(row) for row in ids], longest, room, answer)
             self.offline_rows = offline.select(kept).to_list()
             template: Any = self.chat_template_kwargs
-            completions = [completion_ids(row, self._tokenizer, answer, template) for row in self.offline_rows]
+            cut = self.max_completion_length
+            completions = [completion_ids(row, self._tokenizer, cut, template) for row in self.offline_rows]
             self.offline_tokens = [(list(ids[i]), c) for i, c in zip(kept, completions, strict=True)]
 
     def _prompt_ids(self, data: Dataset) -> list[list[int]]:
@@ -305,79 +308,16 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         once.num_train_epochs = 1
         return super().set_initial_training_values(once, dataloader)
 
-    # Optimizers
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
-        # What trains are a few tensors outside the model, or an adapter that stands still half of the time, for which
-        # DDP has no use: the trainer averages their gradients itself.
-        prepare = self.accelerator.prepare_model
-        self.accelerator.prepare_model = functools.partial(prepare, evaluation_mode=True)
-        self.policy.weight_net.wake()
-        try:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        finally:
-            self.accelerator.prepare_model = prepare
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Two optimizers of the kind that `args.optim` names, as one."""
-        args = self.args
-        cls, kwargs = self.get_optimizer_cls_and_kwargs(args, self.model)
-        unfit = sorted({"params", "model", "optimizer_dict"} & set(kwargs))
-        if unfit:
-            raise ValueError(
-                f"You set optim={args.optim!r}, which takes the whole model. Use one such as 'adamw_torch'."
-            )
-        # the schedule sets the learning rates
-        kwargs.pop("lr", None)
-        decay = {"weight_decay": args.weight_decay}
-        theta = [*self.policy.conditioning.parameters(), *self._adapter]
-        psi: list[dict[str, Any]] = [{"params": list(self.policy.weight_net.parameters()), **decay}]
-        if isinstance(self.policy.encoder, AutoEncoder) and self.policy.encoder.trainable:
-            psi.append({"params": list(self.policy.encoder.parameters()), **decay})
-        self._paired = PairedOptimizer(cls([{"params": theta, **decay}], **kwargs), cls(psi, **kwargs))
-        self.optimizer = self._paired
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rates of both, over the whole plan, phase by phase."""
-        args, schedule = self.args, self.schedule
-        meta, before = schedule.inner_updates(), schedule.pretrain_updates
-        weights = [[(before, args.pretrain_weight_learning_rate), (meta, args.weight_learning_rate)]]
-        if isinstance(self.policy.encoder, AutoEncoder) and self.policy.encoder.trainable:
-            weights.append([(before, args.encoder_learning_rate), (meta, args.encoder_learning_rate)])
-        self.lr_scheduler = PairedSchedule(  # type: ignore[assignment]
-            self._paired,
-            str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            {
-                POLICY: [[(before, args.pretrain_learning_rate), (meta, args.learning_rate)]],
-                WEIGHTS: weights,
-            },
-            args.warmup_steps,
-            dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
-        )
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def _begin(self, kind: str) -> None:
-        """Lets train what a kind of update trains, and nothing else."""
-        self._kind = kind
-        self._paired.begin("pretrain" if kind == PRETRAIN else "meta")
-        self._paired.active = _ACTIVE[kind]
-        self.policy.conditioning.requires_grad_(kind != OUTER)
-        self.policy.weight_net.requires_grad_(kind != INNER)
-        if isinstance(self.policy.encoder, AutoEncoder) and self.policy.encoder.trainable:
-            self.policy.encoder.requires_grad_(kind != INNER)
-        adapts = kind == PRETRAIN or (kind == INNER and self.policy.conditioning.kind == "lora")
-        for parameter in self._adapter:
-            parameter.requires_grad_(adapts)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; see [`MetaAlignerConfig`] for what is trained."""
-        known = self.policy.statistics
-        self._statistics_are_old = known is not None and len(known.mean) < len(self.policy.objective_names)
+        # answers of an earlier training are those of another policy
+        self._reset_rounds()
         try:
-            return super().train(*args, **kwargs)
+            done = super().train(*args, **kwargs)
+            self._remove_rounds()
+            return done
         finally:
+            self._states = None
             self.policy.conditioning.give(None)
             for parameter in self._adapter:
                 parameter.requires_grad_(True)
@@ -387,6 +327,9 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward. The preference stands until both are done, since a checkpointed layer runs its
         forward again in the backward."""
+        assert isinstance(self.lr_scheduler, PairedSchedule)
+        # before the schedule goes on: what is logged is the rate of the step
+        self._weight_rate = self.lr_scheduler.pair[WEIGHTS].get_last_lr()[0]
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
@@ -394,26 +337,6 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         if self.accelerator.sync_gradients:
             self._average_gradients()
         return loss
-
-    def _average_gradients(self) -> None:
-        """Means of the gradients over all processes."""
-        if self.accelerator.num_processes == 1:
-            return
-        grads = [p.grad for p in self._trained() if p.grad is not None]
-        flat = self.accelerator.reduce(torch.cat([grad.flatten().float() for grad in grads]), "mean")
-        for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(mean.view_as(grad))
-
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return self._paired.parameters(*self._paired.active)
-
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        return self.accelerator.clip_grad_norm_(self._trained(), self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None:
-            grad_norm = self.accelerator.clip_grad_norm_(self._trained(), float("inf"))
-        return super()._get_grad_norm(model, grad_norm)
 
     def _prepare_inputs(self, numbers: Any) -> dict[str, Any]:
         """The rows of a batch by their numbers in the plan."""
@@ -426,11 +349,25 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         rows = [buffer.row(place.row, self.args.seed, round, place.epoch) for place in places]
         return self._batch(buffer, rows, "offline" if kind == PRETRAIN else "train")
 
+    def _states_of(self, buffer: Buffer) -> AnswerStates | None:
+        """The hidden states of a buffer, where they stand still and fit into memory."""
+        if self._states is None or self._states[0] is not buffer:
+            stands = self.policy.conditioning.kind == "logit_bias" and not (self._kind == PRETRAIN and self._adapter)
+            fits = states_size(buffer, self.model) <= self.args.state_cache_gb * 1024**3
+            states = None
+            if stands and fits and head_is_plain(self.model):
+                batch, quiet = self._train_batch_size, bool(self.args.disable_tqdm)
+                states = AnswerStates.read(buffer, self.model, self._padded, batch, self.accelerator, quiet)
+            self._states = (buffer, states)
+        return self._states[1]
+
     def _batch(self, buffer: Buffer, rows: list[int], kind: str) -> dict[str, Any]:
         answers = [buffer.answers[i] for i in rows]
         device = self.accelerator.device
         return self._padded(answers) | {
             "answers": answers,
+            "rows": rows,
+            "states": self._states_of(buffer),
             "kind": kind,
             "prompts": [answer.prompt for answer in answers],
             "targets": buffer.targets[torch.tensor(rows)].to(device),
@@ -478,14 +415,19 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
 
     def _nll(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood of each answer, and the mean entropy of a token."""
-        mask = inputs["completion_mask"]
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], mask], dim=1),
-            mask.size(1),
-            compute_entropy=True,
-        )
+        mask, ids = inputs["completion_mask"], inputs["completion_ids"]
+        if inputs["states"] is not None:
+            bias = self.policy.conditioning.bias()
+            with self.accelerator.autocast():
+                logps, entropies = inputs["states"].log_probs(model, inputs["rows"], ids, mask, bias)
+        else:
+            logps, entropies, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], ids], dim=1),
+                torch.cat([inputs["prompt_mask"], mask], dim=1),
+                mask.size(1),
+                compute_entropy=True,
+            )
         entropy = (entropies.detach() * mask).sum() / mask.sum().clamp(min=1)
         return sequence_nll(logps, mask, self.args.loss_per_token), entropy
 
@@ -498,8 +440,8 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As TRL's, with the preference-weight-net's learning rate beside the policy's."""
-        if "learning_rate" in logs and isinstance(self.lr_scheduler, PairedSchedule):
-            logs["weight_learning_rate"] = self.lr_scheduler.pair[WEIGHTS].get_last_lr()[0]
+        if "learning_rate" in logs:
+            logs["weight_learning_rate"] = self._weight_rate
         super().log(logs, start_time)
 
     # Evaluation
@@ -512,7 +454,8 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, RLOOTrainer):
         with torch.no_grad(), self.policy.conditioning.given(weights):
             _, completion_ids, completions = self._generate(prompts)
         rewards = torch.tensor(self._rewards_here(inputs, prompts, completions, completion_ids)).to(weights)
-        if self.policy.statistics is None:
+        self._log_user_metrics([self._take_user_metrics()], "eval")
+        if self.policy.statistics is None or self._statistics_are_old:
             scores = rewards
         else:
             scores = self.policy.statistics.normalise(rewards)

@@ -38,13 +38,21 @@ class PreferenceWeightNet(nn.Module):
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits of the weights, `torch.Tensor` of shape `(prompts, objectives)`; -inf for sleeping objectives."""
+        return self._padded(self._awake(features), float("-inf"))
+
+    def _awake(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits of the objectives that are awake, in shapes that do not depend on the others: to the bit as before
+        they were added."""
+        awake = ~self.sleeping
         normed = F.layer_norm(features.to(self.output.weight.dtype), (self.features,))
-        out = self.output(F.gelu(self.hidden(normed)))
-        return out.masked_fill(self.sleeping, float("-inf"))
+        return F.linear(F.gelu(self.hidden(normed)), self.output.weight[awake], self.output.bias[awake])
+
+    def _padded(self, values: torch.Tensor, asleep: float) -> torch.Tensor:
+        return F.pad(values, (0, int(self.sleeping.sum())), value=asleep)
 
     def log_weights(self, features: torch.Tensor) -> torch.Tensor:
         """Logarithms of the weights, `torch.Tensor` of shape `(prompts, objectives)`."""
-        return torch.log_softmax(self.logits(features), dim=-1)
+        return self._padded(torch.log_softmax(self._awake(features), dim=-1), float("-inf"))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Weights of the objectives.
@@ -55,7 +63,7 @@ class PreferenceWeightNet(nn.Module):
         Returns:
             `torch.Tensor` of shape `(prompts, objectives)`; each row sums to 1.
         """
-        return torch.softmax(self.logits(features), dim=-1)
+        return self._padded(torch.softmax(self._awake(features), dim=-1), 0.0)
 
     def grow(self, objectives: int) -> None:
         """Adds sleeping objectives, up to `objectives` in all; the others keep their weights."""

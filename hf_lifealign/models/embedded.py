@@ -101,6 +101,9 @@ def public_name(model: str) -> str:
     """The name under which others find a model: the Hub id of an embedded one, the folder's name of a local one."""
     if model.startswith(PREFIX) and model.removeprefix(PREFIX) in EMBEDDED_MODELS:
         return EMBEDDED_MODELS[model.removeprefix(PREFIX)].hub_id
+    for name, spec in EMBEDDED_MODELS.items():
+        if Path(model) == cache_dir() / "models" / name:  # a loaded model knows only its folder
+            return spec.hub_id
     return Path(model).name if Path(model).is_dir() else model
 
 

@@ -44,9 +44,11 @@ def test_an_encoder_is_no_language_model() -> None:
         resolve_model("embedded:smollm2-135m", "encoder")
 
 
-def test_names_for_others(tmp_path: Path) -> None:
+def test_names_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert public_name("embedded:smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert public_name(str(tmp_path)) == tmp_path.name
+    monkeypatch.setenv("HF_LIFEALIGN_CACHE", str(tmp_path))
+    assert public_name(str(tmp_path / "models" / "smollm2-135m")) == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert public_name("org/name") == "org/name"
 
 
