@@ -36,9 +36,10 @@ from hf_lifealign.report.front_picture import write_front_picture
 
 RESULTS = Path(__file__).resolve().parent / "results" / "meta_aligner"
 ARMS = ("learned", "frozen", "reward", "random", "uniform", "offline", "soups")
-# Found on seed 100 with other prompts than those of the table; the paper's rates are for models 50 times as large.
+# The paper's rates are for models 50 times as large. On a trial seed with other prompts a meta rate of 1e-3 raised the
+# rewards further, and halved distinct-2.
 RATES = {
-    "pretrain_learning_rate": 1e-3, "pretrain_weight_learning_rate": 1e-3, "learning_rate": 1e-3,
+    "pretrain_learning_rate": 1e-3, "pretrain_weight_learning_rate": 1e-3, "learning_rate": 3e-4,
     "weight_learning_rate": 1e-4,
 }  # fmt: skip
 
