@@ -1,7 +1,5 @@
 """The answers a phase trains on, and their cache on disk, by which a killed round is not generated twice."""
 
-import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,34 +112,6 @@ class AnswerCache:
     def write(self, index: int, answers: Sequence[Answer], metrics: dict[str, list[float]]) -> None:
         """Keeps a batch; the file is there wholly or not at all."""
         write_json(self._part(index), {"answers": as_json(answers), "metrics": metrics})
-
-
-def code_of(reward: Any) -> list[Any]:
-    """What can be told of a reward function: its source, and the plain numbers and texts it was made with. Ratings of
-    one that has been changed since are then not taken for its own."""
-    routine = inspect.isroutine(reward)
-    try:
-        source = inspect.getsource(reward if routine else type(reward))
-    except (OSError, TypeError):
-        source = ""
-    if routine:
-        values = list(enumerate(cell.cell_contents for cell in getattr(reward, "__closure__", None) or ()))
-    else:
-        values = sorted(getattr(reward, "__dict__", {}).items())
-    return [source, [[key, value] for key, value in values if isinstance(value, (str, int, float))]]
-
-
-def digest_of(*parts: Any) -> str:
-    """SHA-256 of texts and tensors, in order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            digest.update(f"{tuple(part.shape)}{part.dtype}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(str(part).encode())
-        digest.update(b"\0")
-    return digest.hexdigest()
 
 
 def shares(items: int, batch: int, processes: int, rank: int) -> list[tuple[list[int], int]]:

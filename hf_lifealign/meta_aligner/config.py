@@ -27,6 +27,9 @@ _FOREIGN: dict[str, tuple[Any, str]] = {
     "use_vllm": (False, "vLLM runs a copy of the model, which the preference would not reach"),
     "use_transformers_continuous_batching": (False, "it mixes rows of several prompts, whose preferences differ"),
     "use_liger_kernel": (False, "it replaces the forward into which the preference enters"),
+    "mask_truncated_completions": (False, "an answer that was cut is learnt as far as it goes"),
+    "shuffle_dataset": (True, "every epoch visits its rows in a seeded order"),
+    "router_aux_loss_coef": (None, "experts stay frozen but for an adapter, which has no balancing loss here"),
     "steps_per_generation": (None, "a round generates before it trains; set generation_batch_size"),
 }
 # What a generation batch has at least, where the user leaves it open.

@@ -102,8 +102,8 @@ def within_length(data: Dataset, lengths: list[int], longest: int | None, room: 
     return kept
 
 
-def completion_ids(row: dict[str, Any], tokenizer: Any, longest: int | None, template: dict[str, Any]) -> list[int]:
-    """Tokens of the completion of a prompt-completion row, its end included; cut to `longest`."""
+def completion_ids(row: dict[str, Any], tokenizer: Any, template: dict[str, Any]) -> list[int]:
+    """Tokens of the completion of a prompt-completion row, its end included."""
     if is_conversational(row):
         text = apply_chat_template({"prompt": row["prompt"], "completion": row["completion"]}, tokenizer, **template)[
             "completion"
@@ -112,4 +112,22 @@ def completion_ids(row: dict[str, Any], tokenizer: Any, longest: int | None, tem
         text = row["completion"]
         if tokenizer.eos_token and not text.endswith(tokenizer.eos_token):
             text += tokenizer.eos_token
-    return list(tokenizer(text=text, add_special_tokens=False)["input_ids"])[:longest]
+    return list(tokenizer(text=text, add_special_tokens=False)["input_ids"])
+
+
+def cut_rows(rows: list[dict[str, Any]], completions: list[list[int]], tokenizer: Any, longest: int | None) -> None:
+    """Cuts completions to `longest` tokens, in place, and their rows to the same text: what is rated is what is
+    learnt, and is as long as what will be generated."""
+    count = 0
+    for row, ids in zip(rows, completions, strict=True):
+        if longest is None or len(ids) <= longest:
+            continue
+        del ids[longest:]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        row["completion"] = text if isinstance(row["completion"], str) else [{"role": "assistant", "content": text}]
+        count += 1
+    if count:
+        logger.warning(
+            f"{count} of {len(rows)} answers of the offline set have more than max_completion_length={longest} tokens. "
+            "They are cut to that, and rated as they are then."
+        )

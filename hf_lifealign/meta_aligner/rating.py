@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.data_utils import apply_chat_template
 
-from hf_lifealign.meta_aligner.buffers import code_of, digest_of
+from hf_lifealign.meta_aligner.identity import digest_of, identity_of
 from hf_lifealign.meta_aligner.storage import canonical
 
 _NOT_PASSED = ("prompt", "completion", "completion_ids")
@@ -80,7 +80,7 @@ class Rater:
 
     def identity(self) -> str:
         """Digest of what the rewards are, by which a finished part of a sweep is known again."""
-        return digest_of(*(part for func in self.funcs for part in _parts_of(func)))
+        return digest_of(*(identity_of(func) for func in self.funcs))
 
 
 class ClassifierReward:
@@ -121,13 +121,3 @@ def _ignore(*args: Any, **kwargs: Any) -> None:
 
 async def _awaited(given: Any) -> Any:
     return await given
-
-
-def _parts_of(func: Any) -> list[Any]:
-    """What tells a reward function from another: its name, its code, and the values and tensors it holds."""
-    name = getattr(func, "__qualname__", getattr(func, "__name__", ""))
-    held = sorted(getattr(func, "__dict__", {}).items())
-    tensors = [part for key, value in held if isinstance(value, torch.Tensor) for part in (key, value)]
-    metadata = getattr(func, "metadata", None)
-    told = metadata if isinstance(metadata, dict) else None
-    return [getattr(func, "__module__", ""), name, canonical(code_of(func)), *tensors, canonical(told)]

@@ -16,12 +16,12 @@ from hf_lifealign.meta_aligner.buffers import (
     AnswerCache,
     Buffer,
     as_json,
-    digest_of,
     from_json,
     rewards_of,
     shares,
 )
 from hf_lifealign.meta_aligner.config import MetaAlignerConfig
+from hf_lifealign.meta_aligner.identity import digest_of
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy
 from hf_lifealign.meta_aligner.preferences import RewardStatistics
 from hf_lifealign.meta_aligner.selection import select
@@ -103,6 +103,8 @@ class RoundsMixin(_Base):
         """The answers of a round: generated when it is first asked for, then kept until the next one."""
         if self._round != number or self._round_buffer is None:
             if self._round != number or self._round_answers is None:
+                if self.offline_rows:
+                    self._ensure_statistics()
                 self._round_answers = self._generate_round(number)
                 self._round = number
                 if self.policy.statistics is None or self._statistics_are_old:
@@ -114,6 +116,14 @@ class RoundsMixin(_Base):
             if fresh:
                 self._log_round(self._round_answers, self._round_buffer)
         return self._round_buffer
+
+    def _ensure_statistics(self) -> None:
+        """Takes the statistics that rewards are z-scored by, if there are none yet for all objectives."""
+        if self.policy.statistics is None or self._statistics_are_old:
+            if self.offline_rows:
+                self.offline_buffer()
+            else:
+                self.round_buffer(1)
 
     def _take_statistics(self, answers: list[Answer]) -> None:
         found = RewardStatistics.of(rewards_of(answers))
@@ -271,6 +281,8 @@ class RoundsMixin(_Base):
         """The answers of all `items`, made batch by batch on all processes; what is in the cache is not made again."""
         process = self.accelerator
         plan = shares(len(items), batch, process.num_processes, process.process_index)
+        # which answers a part holds depends on how they are shared out
+        fingerprint = digest_of(fingerprint, process.num_processes, batch)
         cache = AnswerCache(Path(str(self.args.output_dir)) / CACHE / name, fingerprint, process.process_index,
                             process.is_main_process)  # fmt: skip
         process.wait_for_everyone()
@@ -278,7 +290,7 @@ class RoundsMixin(_Base):
         finished = min(gather_object([min(cache.finished(), len(plan))]))
         own: list[Answer] = []
         told: list[dict[str, list[float]]] = []
-        metrics = {key: list(values) for key, values in self._metrics["train"].items()}
+        metrics = {mode: {k: list(v) for k, v in found.items()} for mode, found in self._metrics.items()}
         seen = self.state.num_input_tokens_seen
         bar = tqdm(total=len(plan), desc=title, unit="batch", dynamic_ncols=True,
                    disable=self.args.disable_tqdm or not process.is_main_process)  # fmt: skip
@@ -294,8 +306,9 @@ class RoundsMixin(_Base):
                 told.append(logged)
                 bar.update()
         # TRL counts what it has just generated; a resumed round has to log the same as an undisturbed one
-        self._metrics["train"].clear()
-        self._metrics["train"].update(metrics)
+        for mode, before in metrics.items():
+            self._metrics[mode].clear()
+            self._metrics[mode].update(before)
         self.state.num_input_tokens_seen = seen
         self._log_user_metrics(told, "train")
         answers = sorted(gather_object(own), key=lambda answer: answer.prompt)

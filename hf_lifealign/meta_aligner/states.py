@@ -8,7 +8,7 @@ from accelerate.utils import gather_object, is_peft_model
 from tqdm.auto import tqdm
 
 from hf_lifealign.meta_aligner.buffers import Answer, Buffer, shares
-from hf_lifealign.meta_aligner.encoders import backbone_of
+from hf_lifealign.meta_aligner.encoders import backbone_of, evaluating
 
 # What some models do between backbone, head and logits, with the values at which it is nothing.
 _AFTER_THE_HEAD = {
@@ -76,7 +76,7 @@ class AnswerStates:
             inputs = padded([buffer.answers[i] for i in rows])
             mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
-            with torch.no_grad(), accelerator.autocast():
+            with torch.no_grad(), evaluating(model), accelerator.autocast():
                 states = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             width = inputs["completion_ids"].size(1)
             states = states[:, -width - 1 : -1].cpu()

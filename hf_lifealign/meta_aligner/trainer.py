@@ -1,5 +1,6 @@
 """MetaAlignerTrainer: several objectives at once, preference weights and policy learning from each other."""
 
+import contextlib
 import copy
 import functools
 import textwrap
@@ -16,10 +17,11 @@ from trl import RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
 from hf_lifealign.fpo.reference import drop_reference_adapter
-from hf_lifealign.meta_aligner.buffers import Answer, Buffer, code_of
+from hf_lifealign.meta_aligner.buffers import Answer, Buffer
 from hf_lifealign.meta_aligner.config import POLICY_ENCODER, MetaAlignerConfig
-from hf_lifealign.meta_aligner.data import completion_ids, split_preferences, within_length
-from hf_lifealign.meta_aligner.encoders import AutoEncoder
+from hf_lifealign.meta_aligner.data import completion_ids, cut_rows, split_preferences, within_length
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, evaluating
+from hf_lifealign.meta_aligner.identity import identity_of
 from hf_lifealign.meta_aligner.optimization import TwoOptimizersMixin
 from hf_lifealign.meta_aligner.optimizer import WEIGHTS, PairedSchedule
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy
@@ -34,6 +36,12 @@ from hf_lifealign.meta_aligner.storage import policy_file, read_policy
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
+
+# What a saved policy is served with, of the settings answers were generated with in training.
+GENERATION_NAMES = (
+    "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p",
+    "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping", "eos_token_id",
+)  # fmt: skip
 
 RewardFunc = str | PreTrainedModel | Callable[..., Any]
 
@@ -166,10 +174,11 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         self._adapter = [p for p in self.model.parameters() if p.requires_grad]
         self.reward_func_names = self._named_objectives(objective_names)
         # as they are now: one that counts its calls is not another one for it
-        self._reward_code = [code_of(reward) for reward in self.reward_funcs]
+        self._reward_code = [identity_of(reward) for reward in self.reward_funcs]
         self._prepare_data(offline_dataset)
         self.policy = self._make_policy()
         self._kind = PRETRAIN
+        self._update_is_over = True
         self._states: tuple[Buffer, AnswerStates | None] | None = None
         self._reset_rounds()
 
@@ -180,6 +189,16 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
             raise ValueError(
                 "You started MetaAlignerTrainer under DeepSpeed or FSDP, which own the optimizer; this method has two "
                 "that take turns. Use plain `accelerate launch` on one or several processes."
+            )
+        if getattr(self.args.accelerator_config, "split_batches", False):
+            raise ValueError(
+                "You set split_batches=True in accelerator_config. The plan of a training counts batches by process; "
+                "set it to False, and per_device_train_batch_size to what each process is to have."
+            )
+        if is_peft_model(self.model) and not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError(
+                "You passed a PeftModel whose adapter is frozen, so that pre-training could not train it. Load it with "
+                "PeftModel.from_pretrained(..., is_trainable=True); to leave it as it is, merge it into the base."
             )
         if self._is_vlm:
             raise ValueError("You passed a processor for images. MetaAlignerTrainer takes text only; pass a tokenizer.")
@@ -207,10 +226,11 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         if offline is not None and len(offline):
             ids = self._prompt_ids(offline)
             kept = within_length(offline, [len(row) for row in ids], longest, room, answer)
-            self.offline_rows = offline.select(kept).to_list()
+            rows = offline.select(kept).to_list()
             template: Any = self.chat_template_kwargs
-            cut = self.max_completion_length
-            completions = [completion_ids(row, self._tokenizer, cut, template) for row in self.offline_rows]
+            completions = [completion_ids(row, self._tokenizer, template) for row in rows]
+            cut_rows(rows, completions, self._tokenizer, self.max_completion_length)
+            self.offline_rows = rows
             self.offline_tokens = [(list(ids[i]), c) for i, c in zip(kept, completions, strict=True)]
 
     def _prompt_ids(self, data: Dataset) -> list[list[int]]:
@@ -231,9 +251,7 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
                 self.model, self._tokenizer, self.reward_func_names, args.conditioning, encoder, args.weight_net_hidden
             )
         policy.generation = {
-            key: self.generation_kwargs[key]
-            for key in ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "eos_token_id")
-            if self.generation_kwargs.get(key) is not None
+            key: self.generation_kwargs[key] for key in GENERATION_NAMES if self.generation_kwargs.get(key) is not None
         }
         return policy
 
@@ -330,11 +348,15 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         assert isinstance(self.lr_scheduler, PairedSchedule)
         # before the schedule goes on: what is logged is the rate of the step
         self._weight_rate = self.lr_scheduler.pair[WEIGHTS].get_last_lr()[0]
+        if self._update_is_over:
+            # a step that a gradient scaler left out keeps its gradients, and Trainer clears those of the model only
+            self._paired.zero_grad()
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
             self.policy.conditioning.give(None)
-        if self.accelerator.sync_gradients:
+        self._update_is_over = self.accelerator.sync_gradients
+        if self._update_is_over:
             self._average_gradients()
         return loss
 
@@ -349,13 +371,17 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         rows = [buffer.row(place.row, self.args.seed, round, place.epoch) for place in places]
         return self._batch(buffer, rows, "offline" if kind == PRETRAIN else "train")
 
+    @property
+    def _backbone_stands(self) -> bool:
+        """Whether nothing below the LM head learns in this kind of update."""
+        return self.policy.conditioning.kind == "logit_bias" and not (self._kind == PRETRAIN and self._adapter)
+
     def _states_of(self, buffer: Buffer) -> AnswerStates | None:
         """The hidden states of a buffer, where they stand still and fit into memory."""
         if self._states is None or self._states[0] is not buffer:
-            stands = self.policy.conditioning.kind == "logit_bias" and not (self._kind == PRETRAIN and self._adapter)
             fits = states_size(buffer, self.model) <= self.args.state_cache_gb * 1024**3
             states = None
-            if stands and fits and head_is_plain(self.model):
+            if self._backbone_stands and fits and head_is_plain(self.model):
                 batch, quiet = self._train_batch_size, bool(self.args.disable_tqdm)
                 states = AnswerStates.read(buffer, self.model, self._padded, batch, self.accelerator, quiet)
             self._states = (buffer, states)
@@ -379,8 +405,10 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         for name, side in (("prompt", "left"), ("completion", "right")):
             ids = [torch.tensor(getattr(answer, f"{name}_ids"), dtype=torch.long) for answer in answers]
             masks = [torch.ones_like(row) for row in ids]
-            batch[f"{name}_ids"] = pad(ids, padding_value=self._tokenizer.pad_token_id, padding_side=side)
-            batch[f"{name}_mask"] = pad(masks, padding_value=0, padding_side=side)
+            unit: Any = self.pad_to_multiple_of
+            filler = self._tokenizer.pad_token_id
+            batch[f"{name}_ids"] = pad(ids, padding_value=filler, padding_side=side, pad_to_multiple_of=unit)
+            batch[f"{name}_mask"] = pad(masks, padding_value=0, padding_side=side, pad_to_multiple_of=unit)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -421,13 +449,15 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
             with self.accelerator.autocast():
                 logps, entropies = inputs["states"].log_probs(model, inputs["rows"], ids, mask, bias)
         else:
-            logps, entropies, _ = self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], ids], dim=1),
-                torch.cat([inputs["prompt_mask"], mask], dim=1),
-                mask.size(1),
-                compute_entropy=True,
-            )
+            # what does not learn has no dropout, as where its states are read once
+            with evaluating(self.model) if self._backbone_stands else contextlib.nullcontext():
+                logps, entropies, _ = self._get_per_token_logps_and_entropies(
+                    model,
+                    torch.cat([inputs["prompt_ids"], ids], dim=1),
+                    torch.cat([inputs["prompt_mask"], mask], dim=1),
+                    mask.size(1),
+                    compute_entropy=True,
+                )
         entropy = (entropies.detach() * mask).sum() / mask.sum().clamp(min=1)
         return sequence_nll(logps, mask, self.args.loss_per_token), entropy
 
@@ -449,17 +479,16 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         """Answers prompts under the preference-weight-net's weights and logs their rewards; the loss is the negative
         inner product of weights and z-scored rewards."""
+        self._ensure_statistics()  # or the first evaluation would be on another scale than the later ones
         prompts = [row["prompt"] for row in inputs]
         weights = self.policy.preference(prompts).to(self.accelerator.device)
         with torch.no_grad(), self.policy.conditioning.given(weights):
             _, completion_ids, completions = self._generate(prompts)
         rewards = torch.tensor(self._rewards_here(inputs, prompts, completions, completion_ids)).to(weights)
         self._log_user_metrics([self._take_user_metrics()], "eval")
-        if self.policy.statistics is None or self._statistics_are_old:
-            scores = rewards
-        else:
-            scores = self.policy.statistics.normalise(rewards)
-            self._record({"preference/divergence": self._divergence(weights, scores)})
+        assert self.policy.statistics is not None
+        scores = self.policy.statistics.normalise(rewards)
+        self._record({"preference/divergence": self._divergence(weights, scores)})
         inner = (weights * scores).sum(-1)
         values = {"reward/inner_product": inner.nanmean()}
         for k, name in enumerate(self.policy.objective_names):

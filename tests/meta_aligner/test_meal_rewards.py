@@ -61,7 +61,7 @@ def test_rewards_of_every_kind_get_answers_and_columns(tmp_path: Path) -> None:
         assert given["level"] == [level[p[0]["content"]] for p in given["prompts"]]
         assert given["note"] == [{"x": x} for x in given["level"]]
         assert given["trainer_state"] is trainer.state
-    assert [c[0]["content"] for c in counted.given[0]["completions"][:2]] == ["yes 0.", "no it is 0"]
+    assert [c[0]["content"] for c in counted.given[0]["completions"][:2]] == ["yes 0.", "no it is"]
     tokenizer = tiny_tokenizer()
     assert len(answers) == 8
     for answer in answers:
@@ -85,7 +85,7 @@ def test_what_rewards_tell_is_logged(tmp_path: Path) -> None:
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "told/longest" in entry]
     assert [entry["step"] for entry in logs] == [1, 3], "the offline set, then the round"
-    assert logs[0]["told/longest"] == len("no it is 0")
+    assert logs[0]["told/longest"] == len("no it is")
     metrics = trainer.evaluate()
     assert trainer.state.log_history[-1]["eval_told/longest"] > 0
     assert metrics["eval_loss"] is not None
