@@ -27,6 +27,8 @@ deviations below their means unless --reference-point says otherwise: a point fi
 """
 
 FRONT, PICTURE, STORE = "front.json", "front.png", "points"
+# They may hold prompts' answers: trainers upload nothing whose name begins with an underscore.
+OWN_STORE = "_pareto_points"
 
 
 def add_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -56,7 +58,12 @@ def add_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="worst value of each objective, in the units of the rewards; or the front.json whose scale and reference "
         "point are taken over",
     )
-    parser.add_argument("--output-dir", metavar="DIR", help="folder for front.json and front.png (default: RUN/pareto)")
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="folder for front.json, front.png and points/ (default: "
+        "RUN/pareto, and RUN/_pareto_points, which is never uploaded)",
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: as in training)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts answered together")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sampling")
@@ -73,6 +80,7 @@ class _Plan:
     objectives: list[str]
     weights: list[list[float]]
     output: Path
+    store: Path
 
 
 def pareto(args: argparse.Namespace) -> int:
@@ -130,11 +138,12 @@ def _plan(args: argparse.Namespace) -> _Plan:
     rows = rows.select(range(min(args.limit or len(rows), len(rows))))
     home = Path(args.run) if Path(args.run).is_dir() else Path(args.run.split("/")[-1])
     output = Path(args.output_dir or home / "pareto")
+    store = output / STORE if args.output_dir else home / OWN_STORE
     try:
         rewards = [resolve_reward(spec) for spec in specs]
     except ImportError as error:
         raise ValueError(str(error)) from error
-    return _Plan(rows.to_list(), rewards, objectives, user_weights(len(objectives), args.weights), output)
+    return _Plan(rows.to_list(), rewards, objectives, user_weights(len(objectives), args.weights), output, store)
 
 
 def _read(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -143,7 +152,8 @@ def _read(run: str) -> tuple[dict[str, Any], dict[str, Any]]:
     from hf_lifealign.meta_aligner.storage import locate_policy, policy_file, read_policy
 
     folder = locate_policy(run, None, None)
-    return read_record(folder), read_policy(policy_file(folder)).settings
+    # of the folder that was named, not of one that was fetched
+    return read_record(Path(run)), read_policy(policy_file(folder)).settings
 
 
 def _sweep(args: argparse.Namespace, plan: _Plan, run: str, name: str, scale: "Scale | None") -> "Front":
@@ -155,12 +165,17 @@ def _sweep(args: argparse.Namespace, plan: _Plan, run: str, name: str, scale: "S
 
     record, settings = _read(run)
     options = dict(record.get("model_init_kwargs") or {})
-    if args.base:
-        options.pop("revision", None)  # of the base that was recorded
+    revision = options.pop("revision", None)  # of the base that was recorded
     if torch.cuda.is_available():
         options.setdefault("device_map", "cuda")
     base = find_base(args.base or record.get("base"), settings["base_model"], run)
-    policy = load_meta_aligned(base, run, encoder=args.encoder or record.get("encoder"), **options)
+    policy = load_meta_aligned(
+        base,
+        run,
+        encoder=args.encoder or record.get("encoder"),
+        base_revision=None if args.base else revision,
+        **options,
+    )
     if scale is None:
         scale = _scale(policy, args.reference_point)
     return sweep_front(
@@ -174,7 +189,7 @@ def _sweep(args: argparse.Namespace, plan: _Plan, run: str, name: str, scale: "S
         generation={} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens},
         batch_size=args.batch_size,
         seed=args.seed,
-        store=plan.output / STORE / name,
+        store=plan.store / name,
         keep_answers=args.keep_answers,
     )
 

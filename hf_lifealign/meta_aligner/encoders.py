@@ -1,7 +1,7 @@
 """Where the preference-weight-net's features come from: the frozen policy's own states, or another encoder."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,13 +50,29 @@ def backbone_of(model: Any) -> nn.Module:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The model without its adapter, if it has one. PEFT makes all of an adapter trainable when it comes back; here
+    every parameter is as it was."""
+    if not is_peft_model(model):
+        yield
+        return
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 class PolicyEncoder:
@@ -66,20 +82,22 @@ class PolicyEncoder:
     Args:
         model: the policy, a causal language model or a PEFT model of one.
         tokenizer: its tokenizer.
+        chat_template_kwargs (`dict`, *optional*): for the chat template.
     """
 
     name = "policy"
     trainable = False
 
-    def __init__(self, model: Any, tokenizer: Any):
+    def __init__(self, model: Any, tokenizer: Any, chat_template_kwargs: dict[str, Any] | None = None):
         self.model, self.tokenizer = model, tokenizer
+        self.chat_template_kwargs = chat_template_kwargs or {}
         self.width = int(model.config.get_text_config().hidden_size)
 
     def _ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         if isinstance(prompts[0], str):
             return list(self.tokenizer(text=list(prompts))["input_ids"])
         encoded = self.tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True
+            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
         )
         return list(encoded["input_ids"])
 
@@ -95,9 +113,8 @@ class PolicyEncoder:
         for i, row in enumerate(ids):
             tokens[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = 1
-        off = self.model.disable_adapter() if is_peft_model(self.model) else nullcontext()
         backbone = backbone_of(self.model)
-        with off, _evaluating(self.model):
+        with without_adapter(self.model), evaluating(self.model):
             states = backbone(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
         return mean_pool(states, mask)
 
@@ -120,10 +137,10 @@ class AutoEncoder(nn.Module):
         source = resolve_model(name, kind="encoder")
         # no pickle, and no code of a repository's
         self.model: Any = AutoModel.from_pretrained(
-            source, revision=revision, dtype=torch.float32, use_safetensors=True
+            source, revision=revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
         self.model.requires_grad_(trainable).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         self.tokenizer.truncation_side = "left"
         self.tokenizer.padding_side = "right"
         longest = getattr(self.model.config, "max_position_embeddings", None) or max_length

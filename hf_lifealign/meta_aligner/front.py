@@ -13,8 +13,9 @@ from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 
 from hf_lifealign._files import read_json, write_json
-from hf_lifealign.meta_aligner.buffers import digest_of
+from hf_lifealign.meta_aligner.encoders import without_adapter
 from hf_lifealign.meta_aligner.front_figures import BASE, OWN, Front, FrontPoint, Scale, distinct_n
+from hf_lifealign.meta_aligner.identity import digest_of
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy, tokenize
 from hf_lifealign.meta_aligner.prefix import PrefixCache
 from hf_lifealign.meta_aligner.rating import Rater
@@ -73,12 +74,13 @@ class _Sweep:
     bar: Any = None
     batches: list[list[int]] = field(default_factory=list)
     fingerprint: str = ""
+    rewards_digest: str = ""
 
     def __post_init__(self) -> None:
         prompts = [row["prompt"] for row in self.rows]
         if len({isinstance(prompt, str) for prompt in prompts}) > 1:
             raise ValueError("Some of your prompts are texts and some are conversations. Give one form.")
-        lengths = [len(ids) for ids in tokenize_all(self.policy.tokenizer, prompts)]
+        lengths = [len(ids) for ids in tokenize_all(self.policy.tokenizer, prompts, self.policy.chat_template_kwargs)]
         room = getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
         most = int(self.settings.get("max_new_tokens") or 1)
         longest = max(range(len(lengths)), key=lambda i: lengths[i])
@@ -91,9 +93,11 @@ class _Sweep:
         # alike in length, so that a batch has little padding
         order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
         self.batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        # before anything is rated: a reward may note something in itself when it is first called
+        self.rewards_digest = self.rater.identity()
         self.fingerprint = digest_of(
-            canonical(self.rows), canonical(self.settings), self.batch_size, self.seed, self.rater.identity(),
-            *_parts_of(self.policy),
+            canonical(self.rows), canonical(self.settings), canonical(self.policy.chat_template_kwargs),
+            self.batch_size, self.seed, self.rewards_digest, *_parts_of(self.policy),
         )  # fmt: skip
 
     # What is there already
@@ -159,9 +163,11 @@ class _Sweep:
         """The prompts as a batch, and tokens of their answers, whose end is included; without a preference those of
         the base."""
         policy = self.policy
-        inputs = tokenize(policy.tokenizer, prompts).to(next(policy.parameters()).device)
+        inputs = tokenize(policy.tokenizer, prompts, policy.chat_template_kwargs).to(policy.device)
         with _seeded(f"{self.seed}/{number}", inputs["input_ids"].device), contextlib.ExitStack() as stack:
-            stack.enter_context(_base(policy) if preference is None else policy.under(preference, len(prompts)))
+            stack.enter_context(
+                without_adapter(policy.model) if preference is None else policy.under(preference, len(prompts))
+            )
             # with an adapter the base reads prompts otherwise
             kept = None if preference is None and is_peft_model(policy.model) else self.prefixes.of(number, inputs)
             known = {} if kept is None else {"past_key_values": kept}
@@ -183,7 +189,7 @@ class _Sweep:
 
     def _nll(self, prompts: list[list[int]], answers: list[list[int]]) -> list[float]:
         """Negative log-likelihoods of answers under the base, in nats."""
-        device, found = next(self.policy.parameters()).device, []
+        device, found = self.policy.device, []
         for start in range(0, len(prompts), _SCORED):
             part = list(zip(prompts[start : start + _SCORED], answers[start : start + _SCORED], strict=True))
             width = max(len(p) + len(a) for p, a in part)
@@ -193,7 +199,7 @@ class _Sweep:
             for i, (prompt, answer) in enumerate(part):
                 ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
                 mask[i, : len(prompt) + len(answer)] = 1
-            with _base(self.policy):
+            with without_adapter(self.policy.model):
                 logits = self.policy.model(
                     input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
                 ).logits
@@ -291,25 +297,20 @@ def sweep_front(
         "generation": {key: value for key, value in settings.items() if isinstance(value, int | float | str | list)},
         "prompts": len(rows),
         "prompts_digest": digest_of(canonical(sweep.rows)),
-        "rewards_digest": sweep.rater.identity(),
+        "rewards_digest": sweep.rewards_digest,
     }
     points = [found[label_of(row)] for row in swept]
     return Front(name, list(names), scale, points, found[OWN], found.get(BASE), shared)
 
 
-def tokenize_all(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+def tokenize_all(tokenizer: Any, prompts: Sequence[Any], template: dict[str, Any] | None = None) -> list[list[int]]:
     """Tokens of prompts, all plain or all conversations, as the policy reads them."""
     if isinstance(prompts[0], str):
         return list(tokenizer(text=list(prompts))["input_ids"])
-    encoded = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True)
+    encoded = tokenizer.apply_chat_template(
+        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
+    )
     return list(encoded["input_ids"])
-
-
-@contextlib.contextmanager
-def _base(policy: MetaAlignedPolicy) -> Iterator[None]:
-    """The policy without adapter; without a preference it already is."""
-    with policy.model.disable_adapter() if is_peft_model(policy.model) else contextlib.nullcontext():
-        yield
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """MetaAlignedPolicy: a causal language model that answers under preference weights, its own or a user's."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from accelerate.utils import is_peft_model
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path, get_config_model_id
@@ -19,7 +20,9 @@ from hf_lifealign.meta_aligner.preferences import RewardStatistics, check_prefer
 from hf_lifealign.meta_aligner.storage import (
     FOLDER,
     SETTINGS,
+    TOKENIZER,
     SavedPolicy,
+    check_chat_template_kwargs,
     check_finite,
     locate_policy,
     policy_file,
@@ -44,6 +47,8 @@ class MetaAlignedPolicy(nn.Module):
         conditioning (`str`): `"logit_bias"` or `"lora"`.
         encoder (`PolicyEncoder` or `AutoEncoder`, *optional*): of prompts; the frozen policy by default.
         hidden (`int`): width of the preference-weight-net's hidden layer.
+        chat_template_kwargs (`dict`, *optional*): for the chat template, e.g. `{"enable_thinking": False}`: texts,
+            numbers and booleans. Conversations are read with them wherever the policy reads any.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class MetaAlignedPolicy(nn.Module):
         conditioning: str = "logit_bias",
         encoder: Encoder | None = None,
         hidden: int = 256,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         super().__init__()
         # not a submodule: its weights are saved by its own means
@@ -61,11 +67,12 @@ class MetaAlignedPolicy(nn.Module):
         self.tokenizer = tokenizer
         self.objective_names = list(objective_names)
         self.encoder = encoder or PolicyEncoder(model, tokenizer)
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.conditioning: Conditioning = make_conditioning(conditioning, model, len(self.objective_names))
         self.weight_net = PreferenceWeightNet(self.encoder.width, len(self.objective_names), hidden)
         self.statistics: RewardStatistics | None = None
         self.generation: dict[str, Any] = {}
-        self.to(next(model.parameters()).device)
+        self._follow()
         self.conditioning.attach(model)
 
     @property
@@ -73,10 +80,46 @@ class MetaAlignedPolicy(nn.Module):
         """The model that generates, conditioned whenever weights are given."""
         return self._model[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model reads."""
+        return next(self.model.parameters()).device
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether the states below the LM head are the same under every preference, so that prompts may be read once
+        for all of them. A subclass that lets the preference into the backbone says `False`."""
+        return self.conditioning.kind == "logit_bias"
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """What conversations are read with."""
+        return self._chat_template_kwargs
+
+    @chat_template_kwargs.setter
+    def chat_template_kwargs(self, given: dict[str, Any]) -> None:
+        check_chat_template_kwargs(given, "the settings of the policy")
+        self._chat_template_kwargs = given
+        if isinstance(self.encoder, PolicyEncoder):
+            self.encoder.chat_template_kwargs = given
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        placed = getattr(self.model, "hf_device_map", None) or {}
+        if len(set(placed.values())) <= 1:  # what accelerate has spread over devices stays there
+            self.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _follow(self) -> None:
+        """Brings the policy's own modules to where the model is, which a user may have moved by itself."""
+        device = self.device
+        for module in self.children():
+            module.to(device)
+
     # Preferences
 
     def encode(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Features of prompts, `torch.Tensor` of shape `(prompts, width)`, whatever preference is given."""
+        self._follow()
         with torch.no_grad(), self.conditioning.given(None):
             parts = [self.encoder.encode(prompts[i : i + _ENCODED]) for i in range(0, len(prompts), _ENCODED)]
         return torch.cat(parts)
@@ -94,7 +137,8 @@ class MetaAlignedPolicy(nn.Module):
             preference: as in [`generate`].
             rows (`int`): prompts of the batch.
         """
-        weights = check_preference(preference, self.objective_names, rows).to(next(self.parameters()).device)
+        self._follow()
+        weights = check_preference(preference, self.objective_names, rows).to(self.device)
         with self.conditioning.given(weights):
             yield
 
@@ -132,6 +176,7 @@ class MetaAlignedPolicy(nn.Module):
         batch: list[Any] = [prompts] if one else list(prompts)
         if not batch:
             raise ValueError("You gave no prompts. Give a text, a conversation, or a list of either.")
+        self._follow()
         if preference is None:
             weights = self.preference(batch)
         else:
@@ -150,9 +195,8 @@ class MetaAlignedPolicy(nn.Module):
         return answers
 
     def _answer(self, prompts: list[Prompt], weights: torch.Tensor, settings: dict[str, Any]) -> list[str]:
-        device = next(self.parameters()).device
-        inputs = tokenize(self.tokenizer, prompts).to(device)
-        with self.conditioning.given(weights.to(device)):
+        inputs = tokenize(self.tokenizer, prompts, self.chat_template_kwargs).to(self.device)
+        with self.conditioning.given(weights.to(self.device)):
             output = self.model.generate(**inputs, **settings)
         new = output[:, inputs["input_ids"].shape[1] :]
         return list(self.tokenizer.batch_decode(new, skip_special_tokens=True))
@@ -196,6 +240,7 @@ class MetaAlignedPolicy(nn.Module):
             "base_model": public_name(get_config_model_id(self.model.config) or ""),
             "adapter": is_peft_model(self.model),
             "generation": self.generation,
+            "chat_template_kwargs": self.chat_template_kwargs,
             "reward_statistics": None
             if statistics is None
             else {"mean": statistics.mean.tolist(), "std": statistics.std.tolist()},
@@ -226,39 +271,30 @@ class MetaAlignedPolicy(nn.Module):
             (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's is blank
         self.save_weights(folder)
 
-    def load_weights(self, saved: SavedPolicy) -> None:
-        """Takes over what was saved of a policy with the same objectives, or the first of them.
+    def load_weights(self, saved: SavedPolicy, any_encoder_name: bool = False) -> None:
+        """Takes over what was saved of a policy with the same objectives, or the first of them; all but its
+        `chat_template_kwargs`, with which this policy was made.
+
+        Args:
+            saved ([`SavedPolicy`]): what [`read_policy`] has read.
+            any_encoder_name (`bool`): whether the encoder is the saved one though its name is another.
 
         Raises:
-            ValueError: if it was saved of a policy of another make.
+            ValueError: if it was saved of a policy of another make. This policy is then as it was.
         """
-        settings = saved.settings
-        if settings["conditioning"] != self.conditioning.kind:
-            raise ValueError(
-                f"You set conditioning={self.conditioning.kind!r}. The saved policy has {settings['conditioning']!r}. "
-                "Use that."
-            )
-        wanted = list(self.objective_names)
-        if wanted[: len(settings["objectives"])] != list(settings["objectives"]):
-            raise ValueError(
-                f"You asked for the objectives {wanted}. The saved policy has {settings['objectives']}, which have to "
-                "come first, in that order."
-            )
+        settings, wanted = saved.settings, list(self.objective_names)
+        self._refuse_another_make(settings, any_encoder_name)
         known = len(settings["objectives"])
+        # all that can fail comes before anything of this policy changes
+        conditioning = make_conditioning(settings["conditioning"], self.model, known)
+        weight_net = PreferenceWeightNet(self.encoder.width, known, settings["hidden"])
+        _load(conditioning, "conditioning", saved)
+        _load(weight_net, "weight_net", saved)
+        if isinstance(self.encoder, AutoEncoder) and settings["encoder"]["trainable"]:
+            _load(self.encoder.model, "encoder", saved)
         self.conditioning.detach()
-        self.conditioning = make_conditioning(settings["conditioning"], self.model, known)
-        self.weight_net = PreferenceWeightNet(self.encoder.width, known, settings["hidden"])
-        self.objective_names = wanted[:known]
-        parts = {"conditioning": self.conditioning, "weight_net": self.weight_net}
-        if isinstance(self.encoder, AutoEncoder) and settings["encoder"].get("trainable"):
-            parts["encoder"] = self.encoder.model
-        for part, module in parts.items():
-            own = {k.removeprefix(f"{part}."): t for k, t in saved.tensors.items() if k.startswith(f"{part}.")}
-            try:
-                module.load_state_dict(own)
-            except RuntimeError as error:
-                raise ValueError(f"The saved {part} does not fit this base, adapter or encoder: {error}") from error
-        self.to(next(self.model.parameters()).device)
+        self.conditioning, self.weight_net, self.objective_names = conditioning, weight_net, wanted[:known]
+        self._follow()
         self.conditioning.attach(self.model)
         if settings["reward_statistics"] is not None:
             values = settings["reward_statistics"]
@@ -266,13 +302,50 @@ class MetaAlignedPolicy(nn.Module):
         self.generation = dict(settings["generation"])
         self.grow(wanted)
 
+    def _refuse_another_make(self, settings: dict[str, Any], any_encoder_name: bool) -> None:
+        own = self.settings()
+        if settings["conditioning"] != own["conditioning"]:
+            raise ValueError(
+                f"You set conditioning={own['conditioning']!r}. The saved policy has {settings['conditioning']!r}. "
+                "Use that."
+            )
+        wanted, there = list(self.objective_names), list(settings["objectives"])
+        if wanted[: len(there)] != there:
+            raise ValueError(
+                f"You asked for the objectives {wanted}. The saved policy has {there}, which have to come first, in "
+                "that order."
+            )
+        told = [encoder.get("name", "the policy itself") for encoder in (own["encoder"], settings["encoder"])]
+        kinds = [encoder["kind"] for encoder in (own["encoder"], settings["encoder"])]
+        if kinds[0] != kinds[1] or (told[0] != told[1] and not any_encoder_name):
+            raise ValueError(
+                f"You set {told[0]} as the encoder of prompts. The preference-weight-net of the saved policy reads the "
+                f"features of {told[1]}. Use that."
+            )
+
+
+def _load(module: nn.Module, part: str, saved: SavedPolicy) -> None:
+    """Loads a part of a saved policy into a module, wholly or not at all.
+
+    Raises:
+        ValueError: if names or shapes are others.
+    """
+    own = {k.removeprefix(f"{part}."): t for k, t in saved.tensors.items() if k.startswith(f"{part}.")}
+    shapes = {k: tuple(t.shape) for k, t in module.state_dict().items()}
+    differing = [k for k in sorted({*own, *shapes}) if k not in own or shapes.get(k) != tuple(own[k].shape)]
+    if differing:
+        raise ValueError(
+            f"The saved {part} does not fit this base, adapter or encoder: it differs in {', '.join(differing[:5])}."
+        )
+    module.load_state_dict(own)
+
 
 def _is_conversation(prompts: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], dict)
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
-    """Prompts, all plain or all conversations, as a batch padded on the left."""
+def tokenize(tokenizer: Any, prompts: Sequence[Prompt], template: dict[str, Any] | None = None) -> Any:
+    """Prompts, all plain or all conversations, as a batch padded on the left; `template` is for the chat template."""
     if isinstance(prompts[0], str):
         return tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
     return tokenizer.apply_chat_template(
@@ -283,7 +356,18 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> Any:
         return_tensors="pt",
         padding=True,
         tokenizer_kwargs={"padding_side": "left"},
+        **(template or {}),
     )
+
+
+def _tokenizer_of(folder: Path, base: Any, revision: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with a policy, whose chat template it was trained with; else that of its base."""
+    if all((folder / name).is_file() for name in TOKENIZER[:2]):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    name = get_config_model_id(base.config)
+    if not name:
+        raise ValueError("You passed a base that was built in memory. Pass its tokenizer as well.")
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
 
 
 def load_meta_aligned(
@@ -293,6 +377,7 @@ def load_meta_aligned(
     tokenizer: PreTrainedTokenizerBase | None = None,
     token: str | None = None,
     encoder: str | None = None,
+    base_revision: str | None = None,
     **model_init_kwargs: Any,
 ) -> MetaAlignedPolicy:
     r"""
@@ -300,18 +385,21 @@ def load_meta_aligned(
 
     Args:
         base (`str` or [`~transformers.PreTrainedModel`]):
-            The base: a Hub id, a local folder, `"embedded:smollm2-135m"`, or a model without adapters.
+            The base: a Hub id, a local folder, `"embedded:smollm2-135m"`, or a freshly loaded model, which has no
+            adapters.
         path_or_repo (`str` or `os.PathLike`):
             Folder that `save_model()` wrote, or a repository on the Hub.
         revision (`str`, *optional*):
             Tag, branch or commit of the repository.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; that of the base by default.
+            Tokenizer; by default the one that was saved with the policy, else that of the base.
         token (`str`, *optional*):
             Token for the Hub.
         encoder (`str`, *optional*):
             Hub id or local folder of the `AutoModel` encoder, if the policy has one and it is no longer found under
             the name that was saved, which of a local folder is its last component.
+        base_revision (`str`, *optional*):
+            Revision of the base and of its tokenizer, where `base` is a Hub id.
         **model_init_kwargs:
             For `from_pretrained`, where `base` is a string, e.g. `dtype="bfloat16"`.
 
@@ -320,18 +408,22 @@ def load_meta_aligned(
 
     Raises:
         FileNotFoundError: if the folder holds no such policy.
-        ValueError: if it is damaged or does not fit the base. Only safetensors and JSON are read.
+        ValueError: if it is damaged or does not fit the base, or the base has an adapter. Only safetensors and JSON
+            are read.
     """
     folder = locate_policy(path_or_repo, revision, token)
     saved = read_policy(policy_file(folder))
     settings = saved.settings
     if isinstance(base, str):
-        base = create_model_from_path(resolve_model(base), **{"dtype": "float32", **model_init_kwargs})
+        revised = {} if base_revision is None else {"revision": base_revision}
+        base = create_model_from_path(resolve_model(base), **{"dtype": "float32", **revised, **model_init_kwargs})
+    if is_peft_model(base) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        raise ValueError(
+            "You passed a base that has adapter layers already, such as those of a policy that was loaded on it; a "
+            "second adapter would overwrite the first. Pass a freshly loaded base, or its name."
+        )
     if tokenizer is None:
-        name = get_config_model_id(base.config)
-        if not name:
-            raise ValueError("You passed a base that was built in memory. Pass its tokenizer as well.")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = _tokenizer_of(folder, base, base_revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = base
@@ -346,8 +438,11 @@ def load_meta_aligned(
     if settings["encoder"]["kind"] == "auto":
         given = settings["encoder"]
         reader = AutoEncoder(encoder or given["name"], given["revision"], given["trainable"])
-    policy = MetaAlignedPolicy(model, tokenizer, settings["objectives"], settings["conditioning"], reader)
-    policy.load_weights(saved)
+    policy = MetaAlignedPolicy(
+        model, tokenizer, settings["objectives"], settings["conditioning"], reader,
+        chat_template_kwargs=settings["chat_template_kwargs"],
+    )  # fmt: skip
+    policy.load_weights(saved, any_encoder_name=encoder is not None)
     policy.requires_grad_(False).eval()
     model.eval()
     return policy

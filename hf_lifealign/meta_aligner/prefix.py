@@ -31,7 +31,7 @@ class PrefixCache:
     def __init__(self, policy: MetaAlignedPolicy, gigabytes: float):
         self.policy = policy
         self.room = gigabytes * 1024**3
-        self.applies = policy.conditioning.kind == "logit_bias" and head_is_plain(policy.model)
+        self.applies = policy.backbone_is_frozen and head_is_plain(policy.model)
         # with an adapter the base reads prompts otherwise
         self.scores = self.applies and not is_peft_model(policy.model)
         self._kept: dict[int, DynamicCache] = {}

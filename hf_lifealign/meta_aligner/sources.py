@@ -12,6 +12,8 @@ from hf_lifealign.stream.sources import READABLE, parse_source
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# Of how a base was loaded, what a sweep takes over.
+_BASE = ("revision", "dtype")
 # It names local paths: trainers upload nothing whose name begins with an underscore.
 RECORD = "_pareto.json"
 _RECORD_FORMAT = 1
@@ -112,6 +114,12 @@ def write_record(
 def read_record(run: Path) -> dict[str, Any]:
     """What [`write_record`] noted; empty where nothing was.
 
+    It names what is imported and read, so that it is taken from a folder of the user's alone, never from one that was
+    fetched.
+
+    Args:
+        run (`Path`): the folder that the user named.
+
     Raises:
         ValueError: if the file is damaged, or of a later version.
     """
@@ -121,4 +129,7 @@ def read_record(run: Path) -> dict[str, Any]:
     content = read_json(file)
     if not isinstance(content, dict) or content.get("format") != _RECORD_FORMAT:
         raise ValueError(f"The file {file} is not one that this version writes. Remove it and give what it said anew.")
-    return content
+    given = content.get("model_init_kwargs")
+    told = given if isinstance(given, dict) else {}
+    options = {key: told[key] for key in _BASE if isinstance(told.get(key), str)}
+    return {**content, "model_init_kwargs": options}

@@ -31,17 +31,11 @@ from hf_lifealign.meta_aligner.saving import SavingMixin
 from hf_lifealign.meta_aligner.schedule import INNER, OUTER, PRETRAIN, Schedule
 from hf_lifealign.meta_aligner.selection import kept_count
 from hf_lifealign.meta_aligner.states import AnswerStates, head_is_plain, states_size
-from hf_lifealign.meta_aligner.storage import policy_file, read_policy
+from hf_lifealign.meta_aligner.storage import GENERATION_NAMES, policy_file, read_policy
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig
-
-# What a saved policy is served with, of the settings answers were generated with in training.
-GENERATION_NAMES = (
-    "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p",
-    "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping", "eos_token_id",
-)  # fmt: skip
 
 RewardFunc = str | PreTrainedModel | Callable[..., Any]
 
@@ -247,9 +241,11 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
             encoder = None
             if args.encoder != POLICY_ENCODER:
                 encoder = AutoEncoder(args.encoder, trainable=args.encoder_learning_rate > 0)
+            template: Any = self.chat_template_kwargs
             policy = MetaAlignedPolicy(
-                self.model, self._tokenizer, self.reward_func_names, args.conditioning, encoder, args.weight_net_hidden
-            )
+                self.model, self._tokenizer, self.reward_func_names, args.conditioning, encoder,
+                args.weight_net_hidden, template,
+            )  # fmt: skip
         policy.generation = {
             key: self.generation_kwargs[key] for key in GENERATION_NAMES if self.generation_kwargs.get(key) is not None
         }

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from support.tiny import preference_rows, write_jsonl
 from support.tiny_rewards import save_tiny_policy
 
 from hf_lifealign.cli.main import main
-from hf_lifealign.cli.pareto import find_base
+from hf_lifealign.cli.pareto import _read, find_base
 from hf_lifealign.meta_aligner.sources import load_rows, read_record, write_record
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -53,6 +56,14 @@ def test_run_alone(work: Path) -> None:
     front = json.loads((work / "meal" / "pareto" / "front.json").read_text())
     assert [len(f["points"]) for f in front["fronts"]] == [11]
     assert (work / "meal" / "pareto" / "front.png").stat().st_size > 10_000
+    # the points are in none of a later push, which leaves out what begins with an underscore
+    assert {file.name for file in (work / "meal" / "pareto").iterdir()} == {"front.json", "front.png"}
+    assert len(list((work / "meal" / "_pareto_points" / "meal").glob("*.json"))) == 12
+    named = [str(file.relative_to(work / "meal")) for file in (work / "meal").rglob("*") if file.is_file()]
+    pushed = list(filter_repo_objects(named, ignore_patterns=["_*"]))
+    assert sorted(name for name in pushed if "pareto" in name or "points" in name) == [
+        "pareto/front.json", "pareto/front.png",
+    ]  # fmt: skip
     assert done.stdout.splitlines()[-2:] == ["meal/pareto/front.json", "meal/pareto/front.png"]
     for part in ("meal: 6 prompts", "0.30 / 0.70", "own", "hypervolume", "controllability"):
         assert part in done.stdout
@@ -139,6 +150,38 @@ def test_the_record_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "_pareto.json").write_text("{}")
     with pytest.raises(ValueError, match="Remove it"):
         read_record(tmp_path)
+
+
+def test_of_how_a_base_was_loaded_only_revision_and_dtype_count(tmp_path: Path) -> None:
+    given = {"dtype": "bfloat16", "revision": "v1", "trust_remote_code": True, "device_map": {"": "cpu"}}
+    write_record(tmp_path, "base", REWARDS, ["org/data"], "test", None, given)
+    assert read_record(tmp_path)["model_init_kwargs"] == {"dtype": "bfloat16", "revision": "v1"}
+    write_record(tmp_path, "base", REWARDS, ["org/data"], "test", None, {"dtype": ["x"]})
+    assert read_record(tmp_path)["model_init_kwargs"] == {}
+
+
+def test_the_revision_of_the_record_is_that_of_the_base(
+    work: Path, tiny_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(work / "meal", tmp_path / "meal"))
+    write_record(run, tiny_dir, REWARDS, [str(work / "data")], "test", None, {"revision": "v7", "dtype": "float32"})
+    asked: list[dict[str, Any]] = []
+
+    def loading(base: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("hf_lifealign.meta_aligner.policy.load_meta_aligned", loading)
+    assert main(["pareto", str(run)]) == 2
+    assert main(["pareto", str(run), "--base", tiny_dir]) == 2
+    assert [given["base_revision"] for given in asked] == ["v7", None]
+    assert all("revision" not in given for given in asked)
+
+
+def test_the_record_of_a_fetched_policy_is_not_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hf_lifealign.meta_aligner.storage.locate_policy", lambda *given: work / "meal")
+    assert _read("me/meal")[0] == {}
+    assert _read(str(work / "meal"))[0]["rewards"] == REWARDS
 
 
 def test_rows_of_several_sources(tmp_path: Path) -> None:

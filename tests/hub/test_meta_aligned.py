@@ -68,6 +68,8 @@ def test_the_trainer_pushes_what_others_load(
     assert policy.generate(["hello"], [1.0, 0.0], do_sample=False) == local.generate(
         ["hello"], [1.0, 0.0], do_sample=False
     )
+    # with the tokenizer and chat template that it was trained with
+    assert load_meta_aligned(tiny_model(), "me/policy").tokenizer.chat_template == tiny_tokenizer().chat_template
     with pytest.raises(ValueError, match="no such repository or revision"):
         load_meta_aligned(tiny_model(), "me/policy", revision="v9", tokenizer=tiny_tokenizer())
     with pytest.raises(ValueError, match="no such repository or revision"):

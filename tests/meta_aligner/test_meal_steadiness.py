@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset
 from meal_helpers import everything, lora, prompts_only, same, short, text_of, trainer_of, vowels, watched
 from peft import get_peft_model
-from support.tiny import preference_rows, tiny_model
+from support.tiny import preference_rows, tiny_model, tiny_tokenizer
 from support.tiny_encoder import save_tiny_encoder
 
-from hf_lifealign import MiniLMBradleyTerryReward
+from hf_lifealign import MiniLMBradleyTerryReward, load_meta_aligned
 from hf_lifealign.meta_aligner import rounds
 from hf_lifealign.meta_aligner.identity import identity_of
 from hf_lifealign.meta_aligner.optimizer import PairedOptimizer
@@ -187,3 +187,18 @@ def test_padding_to_a_multiple(tmp_path: Path) -> None:
     assert padded._padded(padded.offline_buffer().answers[:2])["completion_ids"].shape[1] == 16
     theirs = everything(plain)
     assert all(torch.allclose(t, theirs[name], atol=1e-5) for name, t in everything(padded).items())
+
+
+def test_a_policy_is_served_as_it_was_trained(tmp_path: Path) -> None:
+    trainer = trainer_of(
+        tmp_path, max_steps=1, repetition_penalty=1.3, generation_kwargs={"no_repeat_ngram_size": 2},
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    trainer.train()
+    trainer.save_model()
+    served = load_meta_aligned(tiny_model(), tmp_path, tokenizer=tiny_tokenizer())
+    assert served.chat_template_kwargs == {"enable_thinking": False}
+    assert served.generation == trainer.policy.generation
+    told = {name: served.generation[name] for name in ("repetition_penalty", "no_repeat_ngram_size", "top_p")}
+    assert told == {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "top_p": 0.9}
+    assert served.generation["max_new_tokens"] == 8
