@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl.data_utils import apply_chat_template
 
 from hf_lifealign.meta_aligner.identity import digest_of, identity_of
-from hf_lifealign.meta_aligner.storage import canonical
 
 _NOT_PASSED = ("prompt", "completion", "completion_ids")
 
