@@ -9,7 +9,7 @@ The arms of a seed start from the same pre-training and differ only in where the
 prompts, inner steps and decoding are the same. `offline` is the pre-training alone. `soups` are Rewarded Soups: a LoRA
 adapter for each reward, each with the pre-training, prompts and inner steps of an arm, so twice its budget, averaged by
 the user's weights. Each arm is swept over 11 user weights on the same held-out prompts; z-scores and the reference
-point are those of the first seed's offline set for all. Hours on two CPU cores; a killed run goes on where it was. It
+point are those of the offline set of seed 0 for all. Hours on two CPU cores; a killed run goes on where it was. It
 ends with the table, paired bootstrap intervals, and a picture in benchmarks/results/meta_aligner/.
 """
 
@@ -85,8 +85,8 @@ class Bench:
         write_json(file, told)
 
     def scale(self) -> Scale:
-        """By which all arms and seeds are measured: the first seed's offline set, before any arm is trained."""
-        saved = read_policy(self.pretrained(self.args.seeds[0]) / "meta_aligner")
+        """By which all arms and seeds are measured: the offline set of seed 0, before any arm is trained."""
+        saved = read_policy(self.pretrained(0) / "meta_aligner")
         statistics = saved.settings["reward_statistics"]
         return Scale.of(statistics["mean"], statistics["std"])
 
