@@ -121,6 +121,8 @@ def test_shipped_recipes_are_readable(path: Path) -> None:
     if "accelerate_configs" in path.parts:
         assert "num_processes" in yaml.safe_load(path.read_text())
         return
+    if path.with_suffix(".py").is_file():
+        return  # the arguments of a script of that name, whose own tests read them
     content = read_recipe(path)
     assert build_adapter(content["adapter"]).r == 16
     for task in content["tasks"]:
