@@ -54,18 +54,25 @@ class AdapterCardMixin(_Base):
     def create_model_card(  # type: ignore[override]  # with TRL's arguments, not those of transformers
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Writes the card of the adapter into `output_dir`.
+        """Writes the card into `output_dir`.
 
         Args:
             model_name (`str`, *optional*): not used: the card names the base and the repository.
             dataset_name (`str`, *optional*): Hub id of the training data.
             tags (`str` or `list[str]`, *optional*): more tags.
         """
-        if not is_peft_model(self.accelerator.unwrap_model(self.model)):
+        if not self._has_own_card:
             given: dict[str, Any] = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
             super().create_model_card(**given)
         elif self.is_world_process_zero():
-            self._write_card(Path(str(self.args.output_dir)), dataset_name, [tags] if isinstance(tags, str) else tags)
+            folder = Path(str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write_card(folder, dataset_name, [tags] if isinstance(tags, str) else tags)
+
+    @property
+    def _has_own_card(self) -> bool:
+        """Whether what is saved gets the card of hub_cards/ rather than TRL's."""
+        return is_peft_model(self.accelerator.unwrap_model(self.model))
 
     def _write_card(self, folder: Path, dataset_name: str | None = None, tags: list[str] | None = None) -> None:
         from hf_lifealign.report import write_adapter_card

@@ -7,7 +7,7 @@ with its picture, and a card.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,8 @@ _ALLOWED = re.compile(
 )
 _GIGABYTE = 1024**3
 # Bounds on what is fetched from a stranger's repository.
-LARGEST = {".json": _GIGABYTE // 4, ".safetensors": 64 * _GIGABYTE, ".png": 64 * 1024**2, ".md": 16 * 1024**2}
+LARGEST = {".json": _GIGABYTE // 4, ".safetensors": 64 * _GIGABYTE, ".png": 64 * 1024**2, ".md": 16 * 1024**2,
+           ".jinja": 1024**2}  # fmt: skip
 LARGEST_TOTAL = 128 * _GIGABYTE
 MOST_FILES = 2000
 
@@ -46,12 +47,13 @@ def is_allowed(path: str) -> bool:
     return _ALLOWED.fullmatch(path) is not None and ".." not in path
 
 
-def check_listing(sizes: Mapping[str, int], where: str) -> None:
+def check_listing(sizes: Mapping[str, int], where: str, allowed: Callable[[str], bool] = is_allowed) -> None:
     """Checks the names and sizes that a repository states, before anything is fetched.
 
     Args:
         sizes (`Mapping[str, int]`): size in bytes of each file.
         where (`str`): the repository and revision, for errors.
+        allowed (`Callable`): names that may occur.
 
     Raises:
         DamagedRevisionError: naming the file.
@@ -59,7 +61,7 @@ def check_listing(sizes: Mapping[str, int], where: str) -> None:
     if len(sizes) > MOST_FILES:
         raise DamagedRevisionError(f"{where} lists {len(sizes)} files; a revision has at most {MOST_FILES}.")
     for path, size in sizes.items():
-        if not is_allowed(path):
+        if not allowed(path):
             raise DamagedRevisionError(
                 f"{where} names a file {path!r}, which no revision holds. It was not made by this project, or was "
                 "tampered with; nothing was fetched."

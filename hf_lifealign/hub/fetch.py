@@ -62,6 +62,7 @@ def fetch_revision(
     api: "HfApi | None" = None,
     subfolder: str | None = None,
     only: Callable[[str], bool] = lambda path: True,
+    foreign: Callable[[str], bool] = is_allowed,
     patience: Patience = Patience(attempts=3),  # noqa: B008  frozen
 ) -> Fetched:
     """Fetches and verifies a revision, or takes it from the cache where the Hub cannot be reached.
@@ -75,6 +76,7 @@ def fetch_revision(
         api (`HfApi`, *optional*): client to use.
         subfolder (`str`, *optional*): folder of the adapter in a repository that no lifelong run published.
         only (`Callable`): which of a revision's files are wanted; all by default.
+        foreign (`Callable`): names that are taken from a repository that no lifelong run published.
         patience ([`Patience`]): how often what may pass is tried before the cache is looked at.
 
     Raises:
@@ -85,14 +87,14 @@ def fetch_revision(
 
     remote = Remote(repo_id, token, api)
     if local_files_only or constants.HF_HUB_OFFLINE:
-        return _cached(remote, revision, cache_dir, subfolder, only)
+        return _cached(remote, revision, cache_dir, subfolder, only, foreign)
     try:
-        return patience.until_done(lambda: _fetch(remote, revision, subfolder, only, cache_dir))
+        return patience.until_done(lambda: _fetch(remote, revision, subfolder, only, foreign, cache_dir))
     except HubError as error:
         if not error.may_pass:
             raise
         try:
-            cached = _cached(remote, revision, cache_dir, subfolder, only)
+            cached = _cached(remote, revision, cache_dir, subfolder, only, foreign)
         except HubError:
             raise error from None
         logger.warning(f"{error} Using the copy of {repo_id}@{cached.commit[:12]} in the cache.")
@@ -104,13 +106,14 @@ def _fetch(
     revision: str | None,
     subfolder: str | None,
     only: Callable[[str], bool],
+    foreign: Callable[[str], bool],
     cache_dir: str | Path | None,
 ) -> Fetched:
     """One attempt, from the resolved commit to the last hash."""
     commit = remote.resolve(revision)
     sizes = {path: item.size for path, item in remote.tree(commit).items()}
     lineage = remote.lineage(commit)
-    wanted = _wanted(sizes, lineage, subfolder, only, f"{remote.repo_id}@{commit[:12]}")
+    wanted = _wanted(sizes, lineage, subfolder, only, foreign, f"{remote.repo_id}@{commit[:12]}")
     folder = _download(remote, commit, wanted, {p: sizes[p] for p in wanted}, lineage, cache_dir)
     return Fetched(folder, remote.repo_id, commit, lineage)
 
@@ -120,14 +123,15 @@ def _wanted(
     lineage: Lineage | None,
     subfolder: str | None,
     only: Callable[[str], bool],
+    foreign: Callable[[str], bool],
     where: str,
 ) -> list[str]:
     """The files to fetch: those of the lineage, or what an adapter consists of; all of them checked."""
     if lineage is None:
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
         own = {path: size for path, size in sizes.items() if path.startswith(prefix) and ".." not in path}
-        found = {path: size for path, size in own.items() if is_allowed(path.removeprefix(prefix))}
-        check_listing({path.removeprefix(prefix): size for path, size in found.items()}, where)
+        found = {path: size for path, size in own.items() if foreign(path.removeprefix(prefix))}
+        check_listing({path.removeprefix(prefix): size for path, size in found.items()}, where, foreign)
         return sorted(found)
     wanted = {path: facts for path, facts in lineage.files.items() if only(path)}
     for path, facts in wanted.items():
@@ -204,7 +208,12 @@ def _fault(file: Path, path: str, lineage: Lineage | None) -> str | None:
 
 
 def _cached(
-    remote: Remote, revision: str | None, cache_dir: Any, subfolder: str | None, only: Callable[[str], bool]
+    remote: Remote,
+    revision: str | None,
+    cache_dir: Any,
+    subfolder: str | None,
+    only: Callable[[str], bool],
+    foreign: Callable[[str], bool],
 ) -> Fetched:
     """What the cache holds of a revision, verified as if it had just been fetched."""
     from huggingface_hub import snapshot_download
@@ -214,11 +223,15 @@ def _cached(
         folder = Path(snapshot_download(remote.repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True))
     except (OSError, ValueError) as error:
         raise HubError(f"The cache does not hold {where}, and the Hub was not asked ({error}).") from error
-    return verify_folder(folder, remote.repo_id, subfolder, only)
+    return verify_folder(folder, remote.repo_id, subfolder, only, foreign)
 
 
 def verify_folder(
-    folder: Path, repo_id: str, subfolder: str | None = None, only: Callable[[str], bool] = lambda path: True
+    folder: Path,
+    repo_id: str,
+    subfolder: str | None = None,
+    only: Callable[[str], bool] = lambda path: True,
+    foreign: Callable[[str], bool] = is_allowed,
 ) -> Fetched:
     """Checks every file of a revision that lies in a folder named after its commit.
 
@@ -228,7 +241,7 @@ def verify_folder(
     where = f"{repo_id}@{folder.name[:12]}"
     lineage = Lineage.from_bytes((folder / LINEAGE).read_bytes(), where) if (folder / LINEAGE).is_file() else None
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
-    for path in _wanted(sizes, lineage, subfolder, only, where):
+    for path in _wanted(sizes, lineage, subfolder, only, foreign, where):
         fault = _fault(folder / path, path, lineage)
         if fault:
             raise DamagedRevisionError(f"{path} of {where} {fault}. Remove it from the cache and fetch it again.")

@@ -1,10 +1,11 @@
 """load_adapter: an adapter with its verified memory, from a folder or from any revision of a repository."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lifealign.hub.contents import CONFIG, WEIGHTS
+from hf_lifealign.hub.contents import CONFIG, WEIGHTS, is_allowed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,7 +59,11 @@ def load_adapter(
 
 
 def locate_adapter(
-    path_or_repo: str | os.PathLike[str], revision: str | None, options: dict[str, Any]
+    path_or_repo: str | os.PathLike[str],
+    revision: str | None,
+    options: dict[str, Any],
+    only: Callable[[str], bool] = _is_of_the_adapter,
+    foreign: Callable[[str], bool] = is_allowed,
 ) -> tuple[Path, dict[str, str | None] | None]:
     """The folder of an adapter, fetched and verified where it is a repository, and which commit that is.
 
@@ -66,6 +71,7 @@ def locate_adapter(
         path_or_repo (`str`): a folder, or `owner/name`.
         revision (`str`, *optional*): branch, tag or commit of the repository.
         options (`dict`): keyword arguments, from which those for the Hub are taken out.
+        only, foreign (`Callable`): which files are fetched; see [`fetch_revision`].
 
     Raises:
         FileNotFoundError: if it is neither a folder nor a repository's name.
@@ -86,7 +92,7 @@ def locate_adapter(
     if isinstance(path_or_repo, os.PathLike) or name.count("/") != 1 or name[0] in "./~" or name.endswith("/"):
         raise FileNotFoundError(f"{name} is neither a folder nor a Hub repository of the form owner/name.")
     try:
-        fetched = fetch_revision(name, revision, subfolder=subfolder, only=_is_of_the_adapter, **hub)
+        fetched = fetch_revision(name, revision, subfolder=subfolder, only=only, foreign=foreign, **hub)
     except DamagedRevisionError:
         raise
     except HubError as error:

@@ -33,6 +33,18 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n".join(parts)
 
 
+def prompt_ids(
+    tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: dict[str, Any] | None = None
+) -> list[list[int]]:
+    """Tokens of prompts, all plain or all conversations, as the policy reads them."""
+    if isinstance(prompts[0], str):
+        return list(tokenizer(text=list(prompts))["input_ids"])
+    encoded = tokenizer.apply_chat_template(
+        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
+    )
+    return list(encoded["input_ids"])
+
+
 def backbone_of(model: Any) -> nn.Module:
     """The part of a causal language model below its LM head, whose last hidden states the head reads.
 
@@ -93,18 +105,10 @@ class PolicyEncoder:
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.width = int(model.config.get_text_config().hidden_size)
 
-    def _ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        if isinstance(prompts[0], str):
-            return list(self.tokenizer(text=list(prompts))["input_ids"])
-        encoded = self.tokenizer.apply_chat_template(
-            list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **self.chat_template_kwargs
-        )
-        return list(encoded["input_ids"])
-
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Features of prompts, `torch.Tensor` of shape `(prompts, width)`, in float32."""
-        ids = self._ids(prompts)
+        ids = prompt_ids(self.tokenizer, prompts, self.chat_template_kwargs)
         longest = max(len(row) for row in ids)
         device = next(self.model.parameters()).device
         # padded on the right, so that positions do not depend on the other prompts

@@ -13,7 +13,7 @@ from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 
 from hf_lifealign._files import read_json, write_json
-from hf_lifealign.meta_aligner.encoders import without_adapter
+from hf_lifealign.meta_aligner.encoders import evaluating, prompt_ids, without_adapter
 from hf_lifealign.meta_aligner.front_figures import BASE, OWN, Front, FrontPoint, Scale, distinct_n
 from hf_lifealign.meta_aligner.identity import digest_of
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy, tokenize
@@ -80,7 +80,7 @@ class _Sweep:
         prompts = [row["prompt"] for row in self.rows]
         if len({isinstance(prompt, str) for prompt in prompts}) > 1:
             raise ValueError("Some of your prompts are texts and some are conversations. Give one form.")
-        lengths = [len(ids) for ids in tokenize_all(self.policy.tokenizer, prompts, self.policy.chat_template_kwargs)]
+        lengths = [len(ids) for ids in prompt_ids(self.policy.tokenizer, prompts, self.policy.chat_template_kwargs)]
         room = getattr(self.policy.model.config.get_text_config(), "max_position_embeddings", None)
         most = int(self.settings.get("max_new_tokens") or 1)
         longest = max(range(len(lengths)), key=lambda i: lengths[i])
@@ -113,6 +113,33 @@ class _Sweep:
         content = read_json(file)
         fits = isinstance(content, dict) and content.get("fingerprint") == self.fingerprint
         return content if fits and (not self.keep_answers or "answers" in content) else None
+
+    # All points
+
+    def points(
+        self, plan: Sequence[tuple[str, list[float] | None]], title: str, progress: bool
+    ) -> dict[str, FrontPoint]:
+        """The points of a plan of labels and weights; those that are finished are read."""
+        done = sum(self.finished(label) is not None for label, _ in plan) * len(self.batches)
+        policy = self.policy
+        policy.conditioning.give(None)
+        with evaluating(policy.model), tqdm(
+            total=len(plan) * len(self.batches), initial=done, desc=title, unit="batch", dynamic_ncols=True,
+            disable=not progress,
+        ) as self.bar:  # fmt: skip
+            return {label: self.point(label, row) for label, row in plan}
+
+    def conditions(self) -> dict[str, Any]:
+        """What fronts have to share to be compared."""
+        plain = {key: value for key, value in self.settings.items() if isinstance(value, int | float | str | list)}
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "generation": plain,
+            "prompts": len(self.rows),
+            "prompts_digest": digest_of(canonical(self.rows)),
+            "rewards_digest": self.rewards_digest,
+        }
 
     # One point
 
@@ -279,38 +306,9 @@ def sweep_front(
     )  # fmt: skip
     plan: list[tuple[str, list[float] | None]] = [(label_of(row), row) for row in swept]
     plan += [(OWN, None)] + ([(BASE, None)] if include_base else [])
-    done = sum(sweep.finished(label) is not None for label, _ in plan) * len(sweep.batches)
-    found = {}
-    training = policy.model.training
-    policy.model.eval()
-    policy.conditioning.give(None)
-    try:
-        with tqdm(total=len(plan) * len(sweep.batches), initial=done, desc=f"front of {name}", unit="batch",
-                  dynamic_ncols=True, disable=not progress) as sweep.bar:  # fmt: skip
-            for label, row in plan:
-                found[label] = sweep.point(label, row)
-    finally:
-        policy.model.train(training)
-    shared = {
-        "seed": seed,
-        "batch_size": batch_size,
-        "generation": {key: value for key, value in settings.items() if isinstance(value, int | float | str | list)},
-        "prompts": len(rows),
-        "prompts_digest": digest_of(canonical(sweep.rows)),
-        "rewards_digest": sweep.rewards_digest,
-    }
+    found = sweep.points(plan, f"front of {name}", progress)
     points = [found[label_of(row)] for row in swept]
-    return Front(name, list(names), scale, points, found[OWN], found.get(BASE), shared)
-
-
-def tokenize_all(tokenizer: Any, prompts: Sequence[Any], template: dict[str, Any] | None = None) -> list[list[int]]:
-    """Tokens of prompts, all plain or all conversations, as the policy reads them."""
-    if isinstance(prompts[0], str):
-        return list(tokenizer(text=list(prompts))["input_ids"])
-    encoded = tokenizer.apply_chat_template(
-        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **(template or {})
-    )
-    return list(encoded["input_ids"])
+    return Front(name, list(names), scale, points, found[OWN], found.get(BASE), sweep.conditions())
 
 
 @contextlib.contextmanager

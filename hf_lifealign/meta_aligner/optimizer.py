@@ -12,7 +12,7 @@ SIDES = (POLICY, WEIGHTS)
 
 
 class PairedOptimizer(torch.optim.Optimizer):
-    """Carries two optimizers; a step moves those that are `active`, and forgets the gradients of both.
+    """Carries two optimizers; a step moves those that are `active`.
 
     The state of both is one state dict. `begin("meta")` clears it, since the moments of pre-training say nothing about
     the meta phase.
@@ -47,7 +47,6 @@ class PairedOptimizer(torch.optim.Optimizer):
         """Steps the active optimizers."""
         for side in self.active:
             self.pair[side].step()
-        self.zero_grad()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for optimizer in self.pair.values():

@@ -11,11 +11,12 @@ from accelerate.utils import is_peft_model
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path, get_config_model_id, pad
 
+from hf_lifealign.hub.contents import WEIGHTS
 from hf_lifealign.meta_aligner.conditioning import Conditioning, make_conditioning
-from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder, Prompt
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder, Prompt, prompt_ids
 from hf_lifealign.meta_aligner.preferences import RewardStatistics, check_preference
 from hf_lifealign.meta_aligner.storage import (
     FOLDER,
@@ -344,19 +345,17 @@ def _is_conversation(prompts: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], dict)
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Prompt], template: dict[str, Any] | None = None) -> Any:
-    """Prompts, all plain or all conversations, as a batch padded on the left; `template` is for the chat template."""
-    if isinstance(prompts[0], str):
-        return tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
-    return tokenizer.apply_chat_template(
-        list(prompts),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        padding=True,
-        tokenizer_kwargs={"padding_side": "left"},
-        **(template or {}),
+def tokenize(
+    tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: dict[str, Any] | None = None
+) -> BatchEncoding:
+    """Prompts, all plain or all conversations, as a batch of `input_ids` and `attention_mask`, padded on the left."""
+    ids = [torch.tensor(row) for row in prompt_ids(tokenizer, prompts, chat_template_kwargs)]
+    masks = [torch.ones_like(row) for row in ids]
+    return BatchEncoding(
+        {
+            "input_ids": pad(ids, padding_value=tokenizer.pad_token_id, padding_side="left"),
+            "attention_mask": pad(masks, padding_value=0, padding_side="left"),
+        }
     )
 
 
@@ -368,6 +367,23 @@ def _tokenizer_of(folder: Path, base: Any, revision: str | None) -> PreTrainedTo
     if not name:
         raise ValueError("You passed a base that was built in memory. Pass its tokenizer as well.")
     return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def _with_adapter(base: Any, folder: Path | None) -> Any:
+    """The base with the adapter of a folder, if the policy has one."""
+    if is_peft_model(base) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+        raise ValueError(
+            "You passed a base that has adapter layers already, such as those of a policy that was loaded on it; a "
+            "second adapter would overwrite the first. Pass a freshly loaded base, or its name."
+        )
+    if folder is None:
+        return base
+    if not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"The policy in {folder} has an adapter, and there is no {WEIGHTS}. Pickled weights are never read. Save "
+            "or fetch the policy again."
+        )
+    return PeftModel.from_pretrained(base, str(folder))
 
 
 def load_meta_aligned(
@@ -407,7 +423,8 @@ def load_meta_aligned(
         [`MetaAlignedPolicy`], in evaluation mode.
 
     Raises:
-        FileNotFoundError: if the folder holds no such policy.
+        FileNotFoundError: if there is no such folder or repository, or it holds no policy.
+        HubError: if the Hub refuses or cannot be reached, or a file is not what its lineage says.
         ValueError: if it is damaged or does not fit the base, or the base has an adapter. Only safetensors and JSON
             are read.
     """
@@ -417,23 +434,11 @@ def load_meta_aligned(
     if isinstance(base, str):
         revised = {} if base_revision is None else {"revision": base_revision}
         base = create_model_from_path(resolve_model(base), **{"dtype": "float32", **revised, **model_init_kwargs})
-    if is_peft_model(base) or any(isinstance(module, BaseTunerLayer) for module in base.modules()):
-        raise ValueError(
-            "You passed a base that has adapter layers already, such as those of a policy that was loaded on it; a "
-            "second adapter would overwrite the first. Pass a freshly loaded base, or its name."
-        )
     if tokenizer is None:
         tokenizer = _tokenizer_of(folder, base, base_revision)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = base
-    if settings["adapter"]:
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise FileNotFoundError(
-                f"The policy in {folder} has an adapter, and there is no adapter_model.safetensors. Pickled weights "
-                "are never read. Save or fetch the policy again."
-            )
-        model = PeftModel.from_pretrained(base, str(folder))
+    model = _with_adapter(base, folder if settings["adapter"] else None)
     reader = None
     if settings["encoder"]["kind"] == "auto":
         given = settings["encoder"]

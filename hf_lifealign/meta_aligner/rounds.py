@@ -90,9 +90,9 @@ class RoundsMixin(_Base):
             if self._offline_answers is None:
                 rows = self.offline_rows
                 public = [self._public(row) for row in rows]
-                print_ = digest_of(*(canonical(part) for part in (self._rated_by(), public, self.offline_tokens)))
+                fingerprint = digest_of(*map(canonical, (self._rated_by(), public, self.offline_tokens)))
                 self._offline_answers = self._collect(
-                    "offline", print_, "rating the offline set", list(range(len(rows))), self._rate_offline
+                    "offline", fingerprint, "rating the offline set", list(range(len(rows))), self._rate_offline
                 )
             if self.policy.statistics is None or self._statistics_are_old:
                 self._take_statistics(self._offline_answers)
@@ -209,9 +209,7 @@ class RoundsMixin(_Base):
         settings = {
             "round": number,
             "seed": args.seed,
-            "processes": self.accelerator.num_processes,
             "generation": self.generation_kwargs,
-            "batch": args.generation_batch_size,
             "generations": args.num_generations,
             "base": self.policy.settings()["base_model"],
             "rewards": self._rated_by(),

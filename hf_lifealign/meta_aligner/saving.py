@@ -87,20 +87,9 @@ class SavingMixin(AdapterCardMixin):
         if best is not None:
             self.policy.load_weights(read_policy(Path(best) / FOLDER))
 
-    def create_model_card(  # type: ignore[override]
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """Writes the card into `output_dir`.
-
-        Args:
-            model_name (`str`, *optional*): not used: the card names the base and the repository.
-            dataset_name (`str`, *optional*): Hub id of the training data.
-            tags (`str` or `list[str]`, *optional*): more tags.
-        """
-        if self.is_world_process_zero():
-            folder = Path(str(self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            self._write_card(folder, dataset_name, [tags] if isinstance(tags, str) else tags)
+    @property
+    def _has_own_card(self) -> bool:
+        return True  # a policy without an adapter is no full model either
 
     def _write_card(self, folder: Path, dataset_name: str | None = None, tags: list[str] | None = None) -> None:
         from hf_lifealign.report import write_policy_card

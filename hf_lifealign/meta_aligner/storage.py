@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from hf_lifealign._files import read_json, replacing, write_json
+from hf_lifealign.hub.contents import CONFIG, WEIGHTS
+from hf_lifealign.hub.loading import locate_adapter
 from hf_lifealign.meta_aligner.conditioning import CONDITIONINGS
 
 FOLDER = "meta_aligner"
@@ -28,7 +30,6 @@ GENERATION_NAMES = (
     "repetition_penalty", "no_repeat_ngram_size", "num_beams", "length_penalty", "early_stopping", "eos_token_id",
 )  # fmt: skip
 _MOST_OBJECTIVES, _WIDEST = 1000, 10**6
-_LARGEST_WEIGHTS, _LARGEST_TEXT = 64 * 1024**3, 64 * 1024**2
 # What a chat template is called with by us, or could change more than its text.
 _TEMPLATE_RESERVED = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
 
@@ -211,41 +212,22 @@ def read_policy(path: Path) -> SavedPolicy:
     return SavedPolicy(settings, tensors)
 
 
+def _is_of_the_policy(path: str) -> bool:
+    lived = path.startswith(f"slmc/strategies/{FOLDER}/") and path.endswith((".json", ".safetensors"))
+    return lived or path in (f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{TENSORS}", CONFIG, WEIGHTS, *TOKENIZER)
+
+
 def locate_policy(path_or_repo: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
     """A local folder, or the fetched copy of a repository: adapter, tokenizer and `meta_aligner/` (in
-    `slmc/strategies/` where a lifelong run published it), nothing else.
+    `slmc/strategies/` where a lifelong run published it), nothing else; verified where there is a lineage.
 
     Raises:
-        ValueError: if it is neither, or the repository holds files larger than a policy's.
+        FileNotFoundError: if it is neither a folder nor a repository's name.
+        ValueError: if a revision is given with a folder.
+        HubError: if the Hub refuses, cannot be reached, or sends what is no policy's.
     """
-    folder = Path(path_or_repo)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    lived = f"slmc/strategies/{FOLDER}/"
-    wanted = [f"{FOLDER}/{SETTINGS}", f"{FOLDER}/{TENSORS}", "adapter_config.json", "adapter_model.safetensors"]
-    wanted += TOKENIZER
-    try:
-        info = HfApi(token=token).model_info(str(path_or_repo), revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        wanted += [name for name in sizes if name.startswith(lived) and name.endswith((".json", ".safetensors"))]
-        sizes = {name: size for name, size in sizes.items() if name in wanted}
-        _check_sizes(sizes, str(path_or_repo))
-        return Path(snapshot_download(str(path_or_repo), revision=info.sha, token=token, allow_patterns=wanted))
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ValueError(
-            f"You asked for the policy {str(path_or_repo)!r}{f' at {revision!r}' if revision else ''}. There is no "
-            f"such folder, and no such repository or revision on the Hub that you can read ({type(error).__name__})."
-        ) from error
-
-
-def _check_sizes(sizes: dict[str, int], repo: str) -> None:
-    for name, size in sizes.items():
-        largest = _LARGEST_WEIGHTS if name.endswith(".safetensors") else _LARGEST_TEXT
-        if size > largest:
-            raise ValueError(f"The repository {repo} says that {name} has {size} bytes. At most {largest} are fetched.")
+    options = {"token": token}
+    return locate_adapter(path_or_repo, revision, options, only=_is_of_the_policy, foreign=_is_of_the_policy)[0]
 
 
 def canonical(value: Any) -> str:

@@ -101,8 +101,9 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         "title": "Meta-Aligner: Bidirectional Preference-Policy Optimization for Multi-Objective LLMs Alignment",
         "id": "2604.24178",
         "citation": textwrap.dedent("""\
-            @article{meal2026,
+            @article{xu2026metaaligner,
                 title         = {{Meta-Aligner: Bidirectional Preference-Policy Optimization for Multi-Objective LLMs Alignment}},
+                author        = {Wenzhe Xu and Biao Liu and Yiyang Sun and Xin Geng and Ning Xu},
                 year          = 2026,
                 eprint        = {arXiv:2604.24178}
             }"""),  # noqa: E501
@@ -345,7 +346,7 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
         # before the schedule goes on: what is logged is the rate of the step
         self._weight_rate = self.lr_scheduler.pair[WEIGHTS].get_last_lr()[0]
         if self._update_is_over:
-            # a step that a gradient scaler left out keeps its gradients, and Trainer clears those of the model only
+            # Trainer clears the gradients of the model only
             self._paired.zero_grad()
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)

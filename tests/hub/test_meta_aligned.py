@@ -16,6 +16,7 @@ from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from support.tiny_rewards import short, vowels
 
 from hf_lifealign import MetaAlignerStrategy, load_adapter, load_meta_aligned, push_run
+from hf_lifealign.hub.errors import DamagedRevisionError, HubError
 from hf_lifealign.hub.publish import PushOptions
 from hf_lifealign.hub.remote import Remote
 
@@ -70,10 +71,12 @@ def test_the_trainer_pushes_what_others_load(
     )
     # with the tokenizer and chat template that it was trained with
     assert load_meta_aligned(tiny_model(), "me/policy").tokenizer.chat_template == tiny_tokenizer().chat_template
-    with pytest.raises(ValueError, match="no such repository or revision"):
+    with pytest.raises(HubError, match="v9"):
         load_meta_aligned(tiny_model(), "me/policy", revision="v9", tokenizer=tiny_tokenizer())
-    with pytest.raises(ValueError, match="no such repository or revision"):
+    with pytest.raises(HubError, match="There is no folder me/nothing"):
         load_meta_aligned(tiny_model(), "me/nothing", tokenizer=tiny_tokenizer())
+    with pytest.raises(FileNotFoundError, match="owner/name"):
+        load_meta_aligned(tiny_model(), "./policy", tokenizer=tiny_tokenizer())
 
 
 def test_a_meta_aligned_task_travels_with_its_life(hub: HubServer, options: PushOptions, tmp_path: Path) -> None:
@@ -90,3 +93,14 @@ def test_a_meta_aligned_task_travels_with_its_life(hub: HubServer, options: Push
     assert load_adapter(tiny_model(), "me/life").peft_config["default"].peft_type == "SLMC"
     with pytest.raises(FileNotFoundError, match="no meta-aligned policy"):
         load_meta_aligned(tiny_model(), "me/life", revision="task-01-one", tokenizer=tiny_tokenizer())
+
+
+def test_a_damaged_policy_of_a_life_is_refused(hub: HubServer, options: PushOptions, tmp_path: Path) -> None:
+    strategy = MetaAlignerStrategy({"two": ["short", "vowels"]}, {"short": short, "vowels": vowels}, ARGS)
+    root = tmp_path / "run"
+    tiny_life(root, strategies=["consolidation", strategy], warm_start=False).train()
+    push_run(root, "me/life", options=options)
+    name = next(f for f in hub.repo("me/life").files("main") if "strategies/meta_aligner" in f and f.endswith(".json"))
+    hub.corrupt("me/life", "main", name)
+    with pytest.raises(DamagedRevisionError, match=name):
+        load_meta_aligned(tiny_model(), "me/life", tokenizer=tiny_tokenizer())

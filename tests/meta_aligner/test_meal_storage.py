@@ -187,8 +187,10 @@ def test_a_policy_of_another_base_is_refused(whole: Path) -> None:
 
 
 def test_a_policy_that_is_no_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a Hub repository"):
         load(tmp_path / "nowhere" / "to be found")
+    with pytest.raises(ValueError, match="has no revisions"):
+        load_meta_aligned(tiny_model(), tmp_path, revision="v1", tokenizer=tiny_tokenizer())
 
 
 def test_a_diverged_policy_is_not_saved(tmp_path: Path) -> None:

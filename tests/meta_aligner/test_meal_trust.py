@@ -1,6 +1,7 @@
 """What a saved policy may decide, and what stands when it is refused: settings, tokenizer, devices, flags, points."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from support.tiny import CHAT_TEMPLATE, save_tiny, tiny_model, tiny_tokenizer
 from support.tiny_encoder import save_tiny_encoder
 
 from hf_lifealign import MetaAlignedPolicy, load_meta_aligned
-from hf_lifealign.meta_aligner.encoders import AutoEncoder, without_adapter
-from hf_lifealign.meta_aligner.front import sweep_front, tokenize_all
+from hf_lifealign.hub.contents import check_listing
+from hf_lifealign.hub.errors import DamagedRevisionError
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, prompt_ids, without_adapter
+from hf_lifealign.meta_aligner.front import sweep_front
 from hf_lifealign.meta_aligner.preferences import RewardStatistics
 from hf_lifealign.meta_aligner.prefix import PrefixCache
-from hf_lifealign.meta_aligner.storage import FOLDER, SETTINGS, _check_sizes, read_policy
+from hf_lifealign.meta_aligner.storage import FOLDER, SETTINGS, _is_of_the_policy, read_policy
 
 NAMES = ["short", "vowels"]
 PROMPTS = ["item 3?", "hello there, my friend"]
@@ -139,8 +142,8 @@ def test_conversations_are_read_as_in_training(tmp_path: Path) -> None:
     expected = policy.generate(texts, [0.3, 0.7], **GREEDY)
     assert policy.generate(TURNS, [0.3, 0.7], **GREEDY) == expected
     torch.testing.assert_close(policy.preference(TURNS), policy.preference(texts))
-    assert tokenize_all(tokenizer, TURNS, THINKING) == tokenize_all(tokenizer, texts)
-    assert tokenize_all(tokenizer, TURNS) != tokenize_all(tokenizer, texts)
+    assert prompt_ids(tokenizer, TURNS, THINKING) == prompt_ids(tokenizer, texts)
+    assert prompt_ids(tokenizer, TURNS) != prompt_ids(tokenizer, texts)
     fronts = [
         sweep_front(policy, [{"prompt": prompt} for prompt in prompts], [short, vowels], [[0.3, 0.7]], progress=False,
                     store=tmp_path / name, keep_answers=True, generation={"do_sample": False})
@@ -206,9 +209,12 @@ def test_the_tokenizer_saved_with_the_policy_comes_first(tmp_path: Path, monkeyp
 
 def test_what_is_fetched_is_bounded() -> None:
     for name in ("tokenizer.json", "chat_template.jinja"):
-        with pytest.raises(ValueError, match=name):
-            _check_sizes({name: 65 * 1024**2}, "me/policy")
-    _check_sizes({"adapter_model.safetensors": 65 * 1024**2}, "me/policy")
+        with pytest.raises(DamagedRevisionError, match=name):
+            check_listing({name: 300 * 1024**2}, "me/policy", _is_of_the_policy)
+    check_listing({"adapter_model.safetensors": 300 * 1024**2}, "me/policy", _is_of_the_policy)
+    for name in ("modeling.py", "adapter_model.bin", "slmc/strategies/meta_aligner/x.bin", "meta_aligner/other.json"):
+        with pytest.raises(DamagedRevisionError, match=re.escape(name)):
+            check_listing({name: 1}, "me/policy", _is_of_the_policy)
 
 
 # (d) the base
