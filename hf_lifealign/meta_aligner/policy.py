@@ -24,7 +24,7 @@ from hf_lifealign.meta_aligner.storage import (
     TOKENIZER,
     SavedPolicy,
     check_chat_template_kwargs,
-    check_finite,
+    check_policy,
     locate_policy,
     policy_file,
     read_policy,
@@ -265,8 +265,10 @@ class MetaAlignedPolicy(nn.Module):
         write_policy(file, self.settings(), self.tensors())
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes a folder that [`load_meta_aligned`] takes: the adapter, if there is one, and `meta_aligner/`."""
-        check_finite(self.tensors())
+        """Writes a folder that [`load_meta_aligned`] takes: tokenizer, the adapter, if there is one, and
+        `meta_aligner/`."""
+        check_policy(self.settings(), self.tensors())
+        self.tokenizer.save_pretrained(str(folder))
         if is_peft_model(self.model):
             self.model.save_pretrained(str(folder), selected_adapters=["default"])
             (Path(folder) / "README.md").unlink(missing_ok=True)  # PEFT's is blank

@@ -53,11 +53,20 @@ def write_policy(file: Path, settings: dict[str, Any], tensors: dict[str, torch.
     Raises:
         ValueError: if a tensor is not finite, or a setting is one that would not be read; nothing is written then.
     """
-    check_finite(tensors)
-    _checked(settings, "the settings of the policy")
+    check_policy(settings, tensors)
     with replacing(file.with_suffix(".safetensors")) as partial:
         save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, partial)
     write_json(file, {"format": FORMAT, **settings})
+
+
+def check_policy(settings: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Refuses what [`write_policy`] would not write.
+
+    Raises:
+        ValueError: as there.
+    """
+    check_finite(tensors)
+    _checked(settings, "the settings of the policy")
 
 
 def check_finite(tensors: dict[str, torch.Tensor]) -> None:
