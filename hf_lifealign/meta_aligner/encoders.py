@@ -9,8 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import nn
 
 from hf_lifealign.models import resolve_model
-
-Prompt = str | list[dict[str, Any]]
+from hf_lifealign.prompts import Prompt, prompt_ids, prompt_text
 
 
 def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -18,31 +17,6 @@ def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     marks with 1; `torch.Tensor` of shape `(rows, width)` in float32."""
     weight = mask.unsqueeze(-1).to(states.device, torch.float32)
     return (states.float() * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as plain text: the contents of its messages, line by line."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = []
-    for message in prompt:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = " ".join(part.get("text", "") for part in content)
-        parts.append(content)
-    return "\n".join(parts)
-
-
-def prompt_ids(
-    tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: dict[str, Any] | None = None
-) -> list[list[int]]:
-    """Tokens of prompts, all plain or all conversations, as the policy reads them."""
-    if isinstance(prompts[0], str):
-        return list(tokenizer(text=list(prompts))["input_ids"])
-    encoded = tokenizer.apply_chat_template(
-        list(prompts), add_generation_prompt=True, tokenize=True, return_dict=True, **(chat_template_kwargs or {})
-    )
-    return list(encoded["input_ids"])
 
 
 def backbone_of(model: Any) -> nn.Module:

@@ -13,13 +13,14 @@ from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 
 from hf_lifealign._files import read_json, write_json
-from hf_lifealign.meta_aligner.encoders import evaluating, prompt_ids, without_adapter
+from hf_lifealign.meta_aligner.encoders import evaluating, without_adapter
 from hf_lifealign.meta_aligner.front_figures import BASE, OWN, Front, FrontPoint, Scale, distinct_n
 from hf_lifealign.meta_aligner.identity import digest_of
-from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy, tokenize
+from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy
 from hf_lifealign.meta_aligner.prefix import PrefixCache
 from hf_lifealign.meta_aligner.rating import Rater
 from hf_lifealign.meta_aligner.storage import canonical
+from hf_lifealign.prompts import prompt_ids, tokenize
 
 # Values of each weight from 0 to 1. More objectives have coarser lattices: 15 points for three, 35 for four.
 STEPS_OF_TWO, STEPS_OF_MORE = 11, 5

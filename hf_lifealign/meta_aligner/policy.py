@@ -4,19 +4,19 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path, get_config_model_id, pad
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path, get_config_model_id
 
 from hf_lifealign.hub.contents import WEIGHTS
 from hf_lifealign.meta_aligner.conditioning import Conditioning, make_conditioning
-from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder, Prompt, prompt_ids
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, Encoder, PolicyEncoder
 from hf_lifealign.meta_aligner.preferences import RewardStatistics, check_preference
 from hf_lifealign.meta_aligner.storage import (
     FOLDER,
@@ -32,6 +32,7 @@ from hf_lifealign.meta_aligner.storage import (
 )
 from hf_lifealign.meta_aligner.weight_net import PreferenceWeightNet
 from hf_lifealign.models import public_name, resolve_model
+from hf_lifealign.prompts import Prompt, is_conversation, tokenize
 
 # Prompts that are encoded together.
 _ENCODED = 32
@@ -173,7 +174,7 @@ class MetaAlignedPolicy(nn.Module):
         Raises:
             ValueError: if there are no prompts, or the preference is off the simplex or of the wrong size.
         """
-        one = isinstance(prompts, str) or _is_conversation(prompts)
+        one = isinstance(prompts, str) or is_conversation(prompts)
         batch: list[Any] = [prompts] if one else list(prompts)
         if not batch:
             raise ValueError("You gave no prompts. Give a text, a conversation, or a list of either.")
@@ -341,24 +342,6 @@ def _load(module: nn.Module, part: str, saved: SavedPolicy) -> None:
             f"The saved {part} does not fit this base, adapter or encoder: it differs in {', '.join(differing[:5])}."
         )
     module.load_state_dict(own)
-
-
-def _is_conversation(prompts: Any) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], dict)
-
-
-def tokenize(
-    tokenizer: Any, prompts: Sequence[Prompt], chat_template_kwargs: dict[str, Any] | None = None
-) -> BatchEncoding:
-    """Prompts, all plain or all conversations, as a batch of `input_ids` and `attention_mask`, padded on the left."""
-    ids = [torch.tensor(row) for row in prompt_ids(tokenizer, prompts, chat_template_kwargs)]
-    masks = [torch.ones_like(row) for row in ids]
-    return BatchEncoding(
-        {
-            "input_ids": pad(ids, padding_value=tokenizer.pad_token_id, padding_side="left"),
-            "attention_mask": pad(masks, padding_value=0, padding_side="left"),
-        }
-    )
 
 
 def _tokenizer_of(folder: Path, base: Any, revision: str | None) -> PreTrainedTokenizerBase:

@@ -10,7 +10,8 @@ from support.tiny import tiny_model, tiny_tokenizer
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_lifealign import MetaAlignedPolicy, SLMCConfig
-from hf_lifealign.meta_aligner.encoders import PolicyEncoder, mean_pool, prompt_text
+from hf_lifealign.meta_aligner.encoders import PolicyEncoder, mean_pool
+from hf_lifealign.prompts import prompt_text
 
 NAMES = ["short", "vowels"]
 KINDS = ["logit_bias", "lora"]

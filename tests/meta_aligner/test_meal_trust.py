@@ -16,11 +16,12 @@ from support.tiny_encoder import save_tiny_encoder
 from hf_lifealign import MetaAlignedPolicy, load_meta_aligned
 from hf_lifealign.hub.contents import check_listing
 from hf_lifealign.hub.errors import DamagedRevisionError
-from hf_lifealign.meta_aligner.encoders import AutoEncoder, prompt_ids, without_adapter
+from hf_lifealign.meta_aligner.encoders import AutoEncoder, without_adapter
 from hf_lifealign.meta_aligner.front import sweep_front
 from hf_lifealign.meta_aligner.preferences import RewardStatistics
 from hf_lifealign.meta_aligner.prefix import PrefixCache
 from hf_lifealign.meta_aligner.storage import FOLDER, SETTINGS, _is_of_the_policy, read_policy
+from hf_lifealign.prompts import prompt_ids
 
 NAMES = ["short", "vowels"]
 PROMPTS = ["item 3?", "hello there, my friend"]
