@@ -1,0 +1,1 @@
+"""Alignment dynamics: how fast training moves an alignment score, and which forces move it (arXiv 2605.18309)."""
