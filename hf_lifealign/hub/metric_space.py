@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _MATHS: dict[str, dict[str, str]] = {
     "performance_matrix": {},
     "pareto_front": {"moocore": ">=0.3.2,<0.4", "scipy": ">=1.14,<2"},
+    "alignment_dynamics": {},
 }
 _EVERY_METRIC = {"evaluate": ">=0.4.6,<0.5", "numpy": ">=2,<3"}
 _ROOM = "hf_lifealign.metrics"

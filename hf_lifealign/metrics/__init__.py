@@ -15,6 +15,8 @@ METRICS = (
     "hypervolume",
     "pareto_inner_product",
     "controllability",
+    "alignment_score",
+    "priming_ratio",
 )
 
 __all__ = ["METRICS", "load_metric", "metric_path"]

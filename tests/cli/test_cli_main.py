@@ -156,7 +156,8 @@ def test_metrics():
     lines = lifealign("metrics").stdout.splitlines()
     paths = dict(line.split() for line in lines[: lines.index("")])
     steering = {"hypervolume", "pareto_inner_product", "controllability"}
-    assert set(paths) == {"bwt", "forgetting", "average_performance", "last_performance", "forward_transfer"} | steering
+    life = {"bwt", "forgetting", "average_performance", "last_performance", "forward_transfer"}
+    assert set(paths) == life | steering | {"alignment_score", "priming_ratio"}
     for name, path in paths.items():
         assert (Path(path) / f"{name}.py").is_file()
 

@@ -55,6 +55,8 @@ MATHS = {name: ("performance_matrix", []) for name in METRICS} | {
     "hypervolume": ("pareto_front", ["moocore"]),
     "pareto_inner_product": ("pareto_front", []),
     "controllability": ("pareto_front", ["scipy"]),
+    "alignment_score": ("alignment_dynamics", []),
+    "priming_ratio": ("alignment_dynamics", []),
 }
 
 

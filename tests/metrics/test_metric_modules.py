@@ -34,10 +34,10 @@ EXPECTED = {
     },
 }
 TRIANGULAR = [name for name in EXPECTED if name != "forward_transfer"]
-# What the other modules are given, and say.
+# What the modules on other inputs are given, and say.
 WEIGHTS = [[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]
 REWARDS = [[1.0, 3.0], [2.0, 3.0], [8.0, 3.0]]
-STEERING = {
+OTHERS = {
     "hypervolume": (
         {"predictions": REWARDS, "reference_point": [0.0, 0.0]},
         {"hypervolume": 24.0, "n_nondominated": 1},
@@ -49,6 +49,31 @@ STEERING = {
     "controllability": (
         {"predictions": REWARDS, "references": WEIGHTS},
         {"controllability": pytest.approx(1.0), "controllability_per_objective": [pytest.approx(1.0), None]},
+    ),
+    "alignment_score": (
+        {"predictions": [1, 0, 1, 1], "references": ["a", "a", "b", "b"]},
+        {
+            "alignment_score": 0.75,
+            "low": 0.5,
+            "high": 1.0,
+            "standard_error": pytest.approx(0.177, abs=0.01),
+            "prompts": 2,
+            "samples": 4,
+            "ess": 1.0,
+            "reason": None,
+        },
+    ),
+    "priming_ratio": (
+        {"predictions": [0.0, 1.0], "references": [0.0, 0.5, 1.0], "target": 1.0},
+        {
+            "priming_ratio": 0.5,
+            "first_steps": 2.0,
+            "again_steps": 1.0,
+            "target": 1.0,
+            "area_ratio": 2.0,
+            "area_steps": 1.0,
+            "reason": None,
+        },
     ),
 }
 
@@ -239,7 +264,7 @@ socket.socket.connect = socket.getaddrinfo = refuse
 arguments = json.loads(sys.argv[1])
 results = {}
 for name in hf_lifealign.metrics.METRICS:
-    results |= hf_lifealign.load_metric(name).compute(**arguments[name])
+    results[name] = hf_lifealign.load_metric(name).compute(**arguments[name])
 print(json.dumps(results))
 """
 
@@ -250,7 +275,7 @@ def test_offline_in_a_fresh_home(tmp_path, square):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     environment |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HOME": str(tmp_path)}
     given = {name: {"predictions": square, **arguments(name)} for name in EXPECTED}
-    given |= {name: kwargs for name, (kwargs, _) in STEERING.items()}
+    given |= {name: kwargs for name, (kwargs, _) in OTHERS.items()}
     done = subprocess.run(
         [sys.executable, "-c", ISOLATED, json.dumps(given)],
         env=environment,
@@ -260,11 +285,8 @@ def test_offline_in_a_fresh_home(tmp_path, square):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    expected = {}
-    for name in EXPECTED:
-        expected |= EXPECTED[name](square)
-    for _, result in STEERING.values():
-        expected |= result
+    expected = {name: EXPECTED[name](square) for name in EXPECTED}
+    expected |= {name: result for name, (_, result) in OTHERS.items()}
     assert json.loads(done.stdout.splitlines()[-1]) == expected
     assert (home / "modules" / "evaluate_modules" / "metrics" / "bwt").is_dir()
 
