@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands, hub_commands, pareto
+from hf_lifealign.cli import commands, diversity, hub_commands, pareto
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", "write the report and pictures of a run again", "Write report.md and the pictures of a run.")
     report.add_argument("run", metavar="RUN", help="folder of a run, finished or in progress")
     pareto.add_parser(add)
+    diversity.add_parser(add)
     hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser
@@ -139,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        return (commands.COMMANDS | hub_commands.COMMANDS | pareto.COMMANDS)[args.command](args)
+        every = commands.COMMANDS | hub_commands.COMMANDS | pareto.COMMANDS | diversity.COMMANDS
+        return every[args.command](args)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
