@@ -34,7 +34,7 @@ class LifelongConfig:
         metric (`str`, *optional*, defaults to `"preference_accuracy"`):
             The matrix that the report puts first: `"preference_accuracy"`, `"margin"`, or a judge's name.
         judges (`list[str]`, *optional*):
-            Judges of generated answers, by the name of their entry point (`"rouge_l"`, `"bleu_4"`).
+            Judges of generated answers, by the name of their entry point (`"rouge_l"`, `"bleu_4"`, `"refusal"`).
         judge_prompts (`int`, *optional*, defaults to `16`):
             Test prompts per task that are answered for the judges (the first ones).
         max_new_tokens (`int`, *optional*, defaults to `64`):

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from hf_lifealign.rewards.storage import RECORD
 REWARDS = "hf_lifealign.rewards"
 RewardFunction = Callable[..., list[float]]
 
-_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_][\w-]*", re.ASCII)
 _CLASSIFIER = "config.json"
 
@@ -41,7 +39,7 @@ def resolve_reward(spec: str, token: str | None = None) -> RewardFunction | str:
         ImportError: if what it names cannot be imported.
         HubError: if the Hub does not say what the repository holds, and the cache neither.
     """
-    from hf_lifealign.strategies.registry import available, load
+    from hf_lifealign.strategies.registry import available, imported, is_function_path, load
 
     if not isinstance(spec, str) or not spec.strip():
         raise ValueError(f"You set the reward {spec!r}. Set a text, e.g. 'brevity'.")
@@ -50,8 +48,8 @@ def resolve_reward(spec: str, token: str | None = None) -> RewardFunction | str:
         return _callable(load(REWARDS, spec), spec)
     if Path(spec).expanduser().is_dir():
         return _from_folder(Path(spec).expanduser(), spec)
-    if _FUNCTION.fullmatch(spec):
-        return _callable(_imported(spec), spec)
+    if is_function_path(spec):
+        return _callable(imported(spec, "reward"), spec)
     if re.fullmatch(r"[\w.-]+/[\w.-]+(?:@\S+)?", spec, re.ASCII) and spec[0] not in ".-":
         return _from_hub(spec, token)
     raise ValueError(_nothing(spec, sorted(available(REWARDS))))
@@ -81,23 +79,6 @@ def _callable(found: Any, spec: str) -> RewardFunction:
             ) from error
     if not callable(found):
         raise ValueError(f"You set the reward {spec!r}, which is a {type(found).__name__} and cannot be called.")
-    return found
-
-
-def _imported(spec: str) -> Any:
-    """What `package.module:function` names."""
-    module_name, _, path = spec.partition(":")
-    try:
-        found: Any = import_module(module_name)
-    except Exception as error:
-        raise ImportError(
-            f"You set the reward {spec!r}. The module {module_name} cannot be imported: {type(error).__name__}: "
-            f"{error}. Install it, or set PYTHONPATH to where it lies."
-        ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ImportError(f"You set the reward {spec!r}. The module {module_name} has no {path}.")
-        found = getattr(found, part)
     return found
 
 

@@ -1,8 +1,10 @@
-"""Strategies and judges by name, found through Python entry points."""
+"""Strategies and judges by name, found through Python entry points, and functions by the path of their module."""
 
 import difflib
 import inspect
+import re
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -10,6 +12,8 @@ from hf_lifealign.strategies.base import Strategy
 
 STRATEGIES = "hf_lifealign.strategies"
 JUDGES = "hf_lifealign.judges"
+
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 
 
 def available(group: str) -> dict[str, EntryPoint]:
@@ -56,6 +60,36 @@ def load(group: str, name: str) -> Any:
             f"The plug-in {name!r} of {_origin(points[name])} cannot be imported: {type(error).__name__}: {error}. "
             "Repair or uninstall that package; a run does not go on without what it was asked to use."
         ) from error
+
+
+def is_function_path(spec: str) -> bool:
+    """Whether a text has the form `package.module:function`."""
+    return _FUNCTION.fullmatch(spec) is not None
+
+
+def imported(spec: str, kind: str) -> Any:
+    """Imports what `package.module:function` names.
+
+    Args:
+        spec (`str`): the path.
+        kind (`str`): what it is set as, for errors, e.g. `"reward"`.
+
+    Raises:
+        ImportError: if the module cannot be imported, or has nothing of that name.
+    """
+    module_name, _, path = spec.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:
+        raise ImportError(
+            f"You set the {kind} {spec!r}. The module {module_name} cannot be imported: {type(error).__name__}: "
+            f"{error}. Install it, or set PYTHONPATH to where it lies."
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ImportError(f"You set the {kind} {spec!r}. The module {module_name} has no {path}.")
+        found = getattr(found, part)
+    return found
 
 
 def resolve_strategies(specs: Sequence[Any]) -> list[Strategy]:

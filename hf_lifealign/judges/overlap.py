@@ -1,8 +1,6 @@
-"""Judges of generated answers: each maps prompts, answers and references to one score in [0, 1] per answer."""
+"""Judges that compare an answer with its reference, word by word."""
 
-from collections.abc import Callable, Sequence
-
-Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], Sequence[float]]
+from collections.abc import Sequence
 
 
 def rouge_l(prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[float]:
