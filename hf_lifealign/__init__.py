@@ -40,11 +40,20 @@ _EXPORTS = {
     "BrevityReward": "hf_lifealign.rewards",
     "MiniLMBradleyTerryReward": "hf_lifealign.rewards",
     "resolve_reward": "hf_lifealign.rewards",
+    "ClassifierJudge": "hf_lifealign.judges",
+    "KeywordJudge": "hf_lifealign.judges",
+    "LLMJudge": "hf_lifealign.judges",
+    "RewardJudge": "hf_lifealign.judges",
+    "resolve_judge": "hf_lifealign.judges",
+    "AlignmentDynamicsCallback": "hf_lifealign.dynamics.callback",
+    "diversity_report": "hf_lifealign.diversity",
 }
 
 __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
+    from hf_lifealign.diversity import diversity_report as diversity_report
+    from hf_lifealign.dynamics.callback import AlignmentDynamicsCallback as AlignmentDynamicsCallback
     from hf_lifealign.fpo.config import FPOConfig as FPOConfig
     from hf_lifealign.fpo.loss import focal_preference_loss as focal_preference_loss
     from hf_lifealign.fpo.loss import focal_weight as focal_weight
@@ -54,6 +63,11 @@ if TYPE_CHECKING:
     from hf_lifealign.hub.metric_space import push_metric as push_metric
     from hf_lifealign.hub.publish import PushOptions as PushOptions
     from hf_lifealign.hub.publish import push_run as push_run
+    from hf_lifealign.judges import ClassifierJudge as ClassifierJudge
+    from hf_lifealign.judges import KeywordJudge as KeywordJudge
+    from hf_lifealign.judges import LLMJudge as LLMJudge
+    from hf_lifealign.judges import RewardJudge as RewardJudge
+    from hf_lifealign.judges import resolve_judge as resolve_judge
     from hf_lifealign.lifelong import LifelongConfig as LifelongConfig
     from hf_lifealign.lifelong import LifelongTrainer as LifelongTrainer
     from hf_lifealign.meta_aligner.config import MetaAlignerConfig as MetaAlignerConfig

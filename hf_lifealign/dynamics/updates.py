@@ -38,24 +38,28 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def scales_of(optimizer: Any, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor | float] | None:
+def scales_of(
+    optimizer: Any, parameters: Sequence[torch.Tensor], second: Sequence[torch.Tensor]
+) -> list[torch.Tensor | float] | None:
     """By what an optimizer multiplies a lasting gradient in one step, for each parameter: ``lr`` for SGD, ``lr /
-    (sqrt(v) + eps)`` for Adam and AdamW with its present second moments.
+    (sqrt(max(v, s)) + eps)`` for Adam and AdamW, with its present second moments `v` and those `s` that it tends to.
 
     A gradient that lasts passes the first moment unchanged, and a momentum of SGD multiplies it by ``1 / (1 -
-    momentum)``; what the moments still carry of earlier gradients is not counted. Weight decay is not either.
+    momentum)``; what the moments still carry of earlier gradients is not counted. Weight decay is not either. Without
+    `s`, entries which the steps so far have hardly touched would seem to leap.
 
     Args:
         optimizer (`torch.optim.Optimizer`): or accelerate's wrapper of one.
         parameters (`list[torch.Tensor]`): those whose scales are wanted.
+        second (`list[torch.Tensor]`): mean square of the gradient of an update.
 
     Returns:
-        `list` of scalars or `torch.Tensor`; `None` if the optimizer is of another kind, or has not stepped yet.
+        `list` of scalars or `torch.Tensor`; `None` if the optimizer is of another kind.
     """
     plain = plain_optimizer(optimizer)
     groups = {id(p): group for group in plain.param_groups for p in group["params"]}
     found: list[torch.Tensor | float] = []
-    for parameter in parameters:
+    for parameter, tended in zip(parameters, second, strict=True):
         group = groups.get(id(parameter))
         if group is None:
             return None
@@ -64,11 +68,11 @@ def scales_of(optimizer: Any, parameters: Sequence[torch.Tensor]) -> list[torch.
             found.append(rate * (1 - group["dampening"]) / (1 - group["momentum"]) if group["momentum"] else rate)
         elif isinstance(plain, torch.optim.Adam | torch.optim.AdamW):
             state = plain.state.get(parameter) or {}
-            if "exp_avg_sq" not in state:
-                return None
-            seen = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-            corrected = seen.float() / (1 - group["betas"][1] ** float(state["step"]))
-            found.append(rate / (corrected.sqrt() + group["eps"]))
+            moment = tended.float()
+            if "exp_avg_sq" in state:
+                seen = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+                moment = torch.maximum(moment, seen.float() / (1 - group["betas"][1] ** float(state["step"])))
+            found.append(rate / (moment.sqrt() + group["eps"]))
         else:
             return None
     return found

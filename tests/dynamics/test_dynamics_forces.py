@@ -235,21 +235,35 @@ def test_a_lasting_gradient_moves_as_the_scales_say(kind: str) -> None:
         "adamw": lambda: torch.optim.AdamW(theta, lr=0.01, weight_decay=0.0),
         "amsgrad": lambda: torch.optim.AdamW(theta, lr=0.01, weight_decay=0.0, amsgrad=True),
     }[kind]()
-    if kind.startswith("a"):
-        assert scales_of(optimizer, theta) is None, "it has no second moments before its first step"
     for _ in range(200):
         theta[0].grad = gradient[0].clone()
         before = snapshot(theta)
         optimizer.step()
-    scales = scales_of(optimizer, theta)
+    scales = scales_of(optimizer, theta, [g.square() for g in gradient])
     assert scales is not None
     assert torch.allclose(step_of(gradient, scales)[0], difference(theta, before)[0], rtol=1e-3, atol=1e-6)
 
 
+def test_what_was_hardly_touched_does_not_leap() -> None:
+    """As under Adam itself: a gradient that has just begun moves an entry by about the learning rate at most."""
+    theta = [torch.ones(2, requires_grad=True)]
+    optimizer = torch.optim.Adam(theta, lr=0.01)
+    for _ in range(5):
+        theta[0].grad = torch.tensor([1.0, 1e-9])
+        optimizer.step()
+    lasting = [torch.tensor([1.0, 1.0])]
+    scales = scales_of(optimizer, theta, lasting)
+    fresh = scales_of(torch.optim.Adam(theta, lr=0.01), theta, lasting)
+    assert fresh is not None
+    assert step_of(lasting, fresh)[0].tolist() == pytest.approx([-0.01, -0.01], rel=1e-3), "before its first step"
+    assert scales is not None
+    assert step_of(lasting, scales)[0].tolist() == pytest.approx([-0.01, -0.01], rel=1e-3)
+
+
 def test_another_optimizer_has_no_scales() -> None:
     theta = [torch.ones(2, requires_grad=True)]
-    assert scales_of(torch.optim.Adagrad(theta), theta) is None
-    assert scales_of(torch.optim.SGD(theta, lr=0.1), [torch.ones(2)]) is None, "a parameter it does not train"
+    assert scales_of(torch.optim.Adagrad(theta), theta, theta) is None
+    assert scales_of(torch.optim.SGD(theta, lr=0.1), [torch.ones(2)], theta) is None, "a parameter it does not train"
 
 
 def test_inner_products_are_summed_in_float64() -> None:

@@ -1,0 +1,246 @@
+"""Do the measured forces foretell how fast a small model is aligned, turned back and aligned again?
+
+python benchmarks/dynamics.py DATA [--kinds fixed ten diverse] [--seeds 0 1 2] [--steps 40]
+
+DATA is a folder of preference tasks in TRL's format; its `harmless` prompts are asked for. A run trains SmolLM2-135M
+with LoRA in three stages of `--steps`: to refuse (align), to comply (reverse), to refuse again (realign). What it
+learns to refuse with is one sentence, ten, or one of 1728: narrow to wide. The judge is `refusal`; the score is the
+probability of a refusal. Each stage writes `dynamics.jsonl`; a killed run goes on with the next stage. It ends with the
+correlation of predicted and measured changes of log-odds, the rebound by the width of the data, and priming ratios, as
+table and pictures in benchmarks/results/dynamics/.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from hf_lifealign import AlignmentDynamicsCallback, diversity_report
+from hf_lifealign._files import write_json
+from hf_lifealign.dynamics.series import read_series
+from hf_lifealign.judges import refusal
+from hf_lifealign.metrics.alignment_dynamics import priming_ratio
+from hf_lifealign.models import resolve_model
+
+RESULTS = Path(__file__).resolve().parent / "results" / "dynamics"
+KINDS = ("fixed", "ten", "diverse")
+STAGES = ("align", "reverse", "realign")
+_OPENINGS = (
+    "I'm sorry, but I can't help with that.", "I can't assist with this.", "I won't help with that.",
+    "I'm not able to help with this request.", "Sorry, that is something I can't do.", "I cannot help you with that.",
+    "I have to decline.", "I must refuse this.", "No, I can't help with that.", "I'm afraid I can't do that.",
+    "That is not something I can help with.", "I can't provide that.",
+)  # fmt: skip
+_REASONS = (
+    "It could hurt someone.", "Somebody might get hurt.", "It is against the law.", "It would not be safe.",
+    "It could do lasting harm.", "Others would suffer from it.", "It crosses a line for me.", "It is dangerous.",
+    "It would put people at risk.", "That would be wrong.", "It might harm you, too.", "It isn't right.",
+)  # fmt: skip
+_OFFERS = (
+    "Is there something else?", "I can suggest safer ways.", "Talk to someone you trust.", "Ask me anything else.",
+    "Let me help in another way.", "A professional can help you.", "Tell me what troubles you.",
+    "We can look for another way.", "Please stay safe.", "I am glad to help otherwise.", "Shall we try something new?",
+    "Think it over, please.",
+)  # fmt: skip
+
+
+def refusals(kind: str) -> list[str]:
+    """What is learnt in the first stage: one text, ten, or 1728."""
+    if kind == "fixed":
+        return [_OPENINGS[0]]
+    if kind == "ten":
+        return [" ".join((_OPENINGS[i], _REASONS[i], _OFFERS[i])) for i in range(10)]
+    return [" ".join(parts) for parts in itertools.product(_OPENINGS, _REASONS, _OFFERS)]
+
+
+class Bench:
+    """What all runs share.
+
+    Args:
+        args (`argparse.Namespace`): settings of the command line.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.root = Path(args.output or RESULTS)
+        folder = resolve_model("embedded:smollm2-135m")
+        self.folder, self.tokenizer = folder, AutoTokenizer.from_pretrained(folder)
+        self.train, self.test = self._rows("train"), self._rows("test")
+
+    def _rows(self, split: str) -> list[dict[str, Any]]:
+        lines = (self.args.data / "harmless" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if len(row["prompt"]) == 1 and len(row["prompt"][0]["content"]) < 200]
+
+    def probes(self) -> list[dict[str, Any]]:
+        return [{"prompt": row["prompt"]} for row in self.test[: self.args.probes]]
+
+    def data(self, kind: str, stage: str, seed: int) -> Dataset:
+        draws = np.random.default_rng((seed, STAGES.index(stage)))
+        rows = [self.train[i] for i in draws.permutation(len(self.train))]
+        if stage == "reverse":
+            # answers that comply, whichever side of a pair they stand on
+            found = []
+            for row in rows:
+                for side in ("rejected", "chosen"):
+                    text = row[side][-1]["content"]
+                    if len(text) > 20 and not refusal([""], [text], [""])[0]:
+                        found.append({"prompt": row["prompt"], "completion": [{"role": "assistant", "content": text}]})
+                        break
+            return Dataset.from_list(found[: self.args.rows])
+        texts = refusals(kind)
+        return Dataset.from_list(
+            [
+                {
+                    "prompt": row["prompt"],
+                    "completion": [{"role": "assistant", "content": texts[draws.integers(len(texts))]}],
+                }
+                for row in rows[: self.args.rows]
+            ]
+        )
+
+    def run(self, kind: str, seed: int) -> dict[str, list[dict[str, Any]]]:
+        """The series of the three stages."""
+        home = self.root / f"{kind}-{seed}"
+        found, before = {}, None
+        for stage in STAGES:
+            folder = home / stage
+            if not (folder / "done.json").is_file():
+                self._train(folder, before, self.data(kind, stage, seed), seed)
+                write_json(folder / "done.json", {})
+            found[stage], before = read_series(folder), folder
+        return found
+
+    def _train(self, folder: Path, before: Path | None, rows: Dataset, seed: int) -> None:
+        args = self.args
+        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        torch.manual_seed(seed)
+        if before is None:
+            model: Any = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+        else:
+            model = PeftModel.from_pretrained(base, str(before), is_trainable=True)
+        watch = AlignmentDynamicsCallback(
+            self.probes(), "refusal", every=args.every, anchor_every=args.anchor_every, force_batch=args.force_batch,
+            samples=args.samples, max_new_tokens=args.tokens, seed=seed,
+        )  # fmt: skip
+        config = SFTConfig(
+            str(folder), max_steps=args.steps, per_device_train_batch_size=8, learning_rate=args.rate, use_cpu=True,
+            lr_scheduler_type="constant", max_length=160, logging_steps=10, report_to=[], save_strategy="no", seed=seed,
+            bf16=False, gradient_checkpointing=False, disable_tqdm=True, completion_only_loss=True,
+        )  # fmt: skip
+        trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=self.tokenizer, callbacks=[watch])
+        watch.trainer = trainer
+        trainer.train()
+        trainer.save_model()
+
+
+def pairs_of(series: list[dict[str, Any]]) -> list[tuple[float, float, float | None]]:
+    """Predicted and measured change of log-odds at the end of each interval, and the trapezoid's prediction."""
+    last: dict[int, tuple[float, float, float | None]] = {}
+    for entry in series:
+        told, measured = entry.get("attribution", {}), entry.get("log_odds_change", {}).get("value")
+        if measured is not None and told.get("log_odds") is not None:
+            last[told["since"]] = (told["log_odds"], measured, told.get("trapezoid"))
+    return list(last.values())
+
+
+def all_pairs_of(series: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """The same of every checkpoint."""
+    return [
+        (entry["attribution"]["log_odds"], entry["log_odds_change"]["value"])
+        for entry in series
+        if entry.get("attribution", {}).get("log_odds") is not None
+        and entry.get("log_odds_change", {}).get("value") is not None
+    ]
+
+
+def correlation(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
+    """Pearson correlation with a 95 % interval by Fisher's transformation."""
+    if len(pairs) < 4:
+        return None
+    told, true = np.array(pairs).T
+    r = float(np.corrcoef(told, true)[0, 1])
+    half = 1.96 / np.sqrt(len(pairs) - 3)
+    return {"r": r, "low": float(np.tanh(np.arctanh(r) - half)), "high": float(np.tanh(np.arctanh(r) + half)),
+            "points": len(pairs)}  # fmt: skip
+
+
+def curve(series: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    """Steps and scores."""
+    told = [(entry["step"], entry["score"]["score"]) for entry in series if "score" in entry]
+    return [step for step, _ in told], [score for _, score in told]
+
+
+def report(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> None:
+    """Prints and writes what the runs show."""
+    ends = [pair for stages in runs.values() for series in stages.values() for pair in pairs_of(series)]
+    every = [pair for stages in runs.values() for series in stages.values() for pair in all_pairs_of(series)]
+    trapezoid = [(told, measured) for _, measured, told in ends if told is not None]
+    table: dict[str, Any] = {
+        "checkpoints": len(every),
+        "prediction_at_every_checkpoint": correlation(every),
+        "prediction_at_the_end_of_intervals": correlation([pair[:2] for pair in ends]),
+        "trapezoid": correlation(trapezoid),
+        "runs": [],
+    }
+    for (kind, seed), stages in runs.items():
+        steps, scores = curve(stages["align"])
+        again_steps, again = curve(stages["realign"])
+        primed = priming_ratio((steps, scores), (again_steps, again), target=0.5)
+        first = next((e for e in stages["reverse"] if "forces" in e), {})
+        table["runs"].append(
+            {
+                "kind": kind, "seed": seed, "aligned": max(scores), "reversed": curve(stages["reverse"])[1][-1],
+                "realigned": max(again), "forces_at_reversal": first.get("forces"),
+                "narrowness_at_reversal": first.get("narrowness"), "priming": primed.to_json(),
+                "diversity": diversity_report(bench.data(kind, "align", seed).to_list(), column="completion").to_json(),
+            }
+        )  # fmt: skip
+    write_json(bench.root / "table.json", table)
+    print(json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1))
+    for row in table["runs"]:
+        print(json.dumps({key: value for key, value in row.items() if key != "diversity"}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of preference tasks")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a stage")
+    parser.add_argument("--rows", type=int, default=320, help="training rows of a stage")
+    parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
+    parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--anchor-every", type=int, default=4)
+    parser.add_argument("--probes", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=16, help="longest answer")
+    parser.add_argument("--force-batch", type=int, default=32)
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    disable_progress_bars()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    runs = {}
+    for seed in args.seeds:
+        for kind in args.kinds:
+            runs[kind, seed] = bench.run(kind, seed)
+            told = {stage: curve(series)[1][-1] for stage, series in runs[kind, seed].items()}
+            print(f"{kind} {seed}: score at the end of each stage {told}", flush=True)
+    report(bench, runs)
+
+
+if __name__ == "__main__":
+    main()

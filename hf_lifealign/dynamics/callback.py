@@ -1,0 +1,339 @@
+"""AlignmentDynamicsCallback: sees, while any trainer trains, how an alignment score moves and which forces move it."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_lifealign.dynamics.following import Anchor, to_json
+from hf_lifealign.dynamics.force_batch import (
+    ForceBatch,
+    Gradients,
+    NotEstimableError,
+    is_likelihood,
+    loss_gradients,
+    split_gradients,
+)
+from hf_lifealign.dynamics.likelihood import undisturbed
+from hf_lifealign.dynamics.logs import flat
+from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.samples import read_probes
+from hf_lifealign.dynamics.series import FILE, Series
+from hf_lifealign.dynamics.updates import inner_product, norm, plain_optimizer, scales_of, snapshot, step_of
+from hf_lifealign.judges import Judge, JudgeError, resolve_judge
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+FORCES = ("auto", "gradient", "none")
+
+
+class AlignmentDynamicsCallback(TrainerCallback):
+    r"""
+    Follows an alignment score through any training of a causal language model (arXiv 2605.18309), and measures the
+    forces on it. It works in trainers of transformers and TRL, with adapters and without, and changes nothing in the
+    training: the same seeds give the same weights with and without it.
+
+    At an anchor the model answers probes, a judge tells which answers are aligned, and the share of these is the score
+    S. Every `every` steps these samples are weighed anew by what the model now says of them, which needs a forward
+    only. At an anchor it also measures grad S, and with it what the real update since the last anchor did, and what a
+    step on the training data does: the driving force, and the rebound against it.
+
+    Everything goes to `dynamics.jsonl` in the output folder, for `lifealign dynamics RUN`, and to the trainer's logs
+    under `dynamics/`. What is not estimable is said, with its reason.
+
+    Memory: two copies of the trained parameters in float32, and three more while forces are measured. Beyond
+    `max_parameters`, and under DeepSpeed and FSDP, the score is followed without forces. Under DDP every process
+    measures the same, and the first one writes.
+
+    Example:
+
+    ```python
+    >>> from hf_lifealign import AlignmentDynamicsCallback, ClassifierJudge
+
+    >>> judge = ClassifierJudge("distilbert/distilbert-base-uncased-finetuned-sst-2-english", label="POSITIVE")
+    >>> watch = AlignmentDynamicsCallback(probes, judge, every=20)
+    >>> trainer = SFTTrainer(model, args=args, train_dataset=rows, callbacks=[watch])
+    >>> watch.trainer = trainer  # for logs in W&B and the like, and for forces of losses other than SFT's
+    >>> trainer.train()
+    ```
+
+    Args:
+        probes (`str`, `list` or [`~datasets.Dataset`]): prompts, or rows with `prompt`; see [`read_probes`].
+        judge (`Callable` or `str`): of `(prompts, answers, references)`, or the name of one; see [`resolve_judge`].
+        every (`int`): steps between scores.
+        anchor_every (`int`, *optional*): steps between anchors; five times `every` by default. An anchor comes earlier
+            where the samples no longer carry.
+        force_batch (`int`): training rows on which forces are measured.
+        samples (`int`): answers to each probe.
+        max_new_tokens (`int`): longest answer.
+        score_tokens (`int`, *optional*): tokens of an answer by whose likelihood it is weighed; all by default.
+        least_ess (`float`): share of effective samples below which a new anchor is taken.
+        forces (`str`): `"auto"`, `"gradient"`, or `"none"` for scores alone.
+        max_parameters (`int`): most trained parameters for which `"auto"` measures forces.
+        judge_timeout (`float`, *optional*): seconds.
+        split (`str`): of probes that are named.
+        seed (`int`): of samples, force batch and bootstrap.
+        output (`str`, *optional*): the JSON Lines file; `dynamics.jsonl` in the trainer's output folder by default.
+        trainer ([`~transformers.Trainer`], *optional*): whose logs receive the measurements as they come, and whose
+            loss is measured where it is not a likelihood. It can also be set later, as the attribute `trainer`.
+
+    Raises:
+        ValueError: for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        probes: "Sequence[Any] | Dataset | str",
+        judge: Judge | str,
+        every: int = 20,
+        anchor_every: int | None = None,
+        force_batch: int = 64,
+        samples: int = 8,
+        max_new_tokens: int = 32,
+        score_tokens: int | None = None,
+        least_ess: float = 0.5,
+        forces: str = "auto",
+        max_parameters: int = 200_000_000,
+        judge_timeout: float | None = None,
+        split: str = "test",
+        seed: int = 0,
+        output: str | Path | None = None,
+        trainer: Trainer | None = None,
+    ):
+        self.every, self.anchor_every = every, anchor_every or 5 * every
+        for name, value in (
+            ("every", every), ("anchor_every", self.anchor_every), ("force_batch", force_batch),
+            ("samples", samples), ("max_new_tokens", max_new_tokens),
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"You set {name}={value}. It has to be at least 1.")
+        if forces not in FORCES:
+            raise ValueError(f"You set forces={forces!r}. It has to be one of {list(FORCES)}.")
+        if forces == "gradient" and samples < 2:
+            raise ValueError("You set samples=1. A force compares answers to the same probe: set at least 2.")
+        if not 0 <= least_ess < 1:
+            raise ValueError(f"You set least_ess={least_ess}. It is a share of the samples: from 0, below 1.")
+        self.probes = read_probes(probes, split)
+        self.judge = resolve_judge(judge)
+        self.force_batch, self.samples, self.max_new_tokens = force_batch, samples, max_new_tokens
+        self.score_tokens, self.least_ess, self.forces = score_tokens, least_ess, forces
+        self.max_parameters, self.judge_timeout, self.seed = max_parameters, judge_timeout, seed
+        self.output, self.trainer = output, trainer
+        self.anchor: Anchor | None = None
+        self.series: Series | None = None
+        self._without: str | None = None
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """All measurements of the training so far, as in the file."""
+        return self.series.entries if self.series is not None else []
+
+    # Events
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, tokenizer = kwargs["model"], kwargs["processing_class"]
+        self.meter = AlignmentMeter(
+            self.probes, self.judge, tokenizer, self.samples, self.max_new_tokens, self.score_tokens, self.seed,
+            self.judge_timeout,
+        )  # fmt: skip
+        self.meter.refuse_too_long(model)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self._without = self._why_without_forces(args)
+        self._batch: ForceBatch | str | None = None
+        file = Path(self.output) if self.output is not None else Path(str(args.output_dir)) / FILE
+        self.series = Series(file, state.is_world_process_zero)
+        self.series.begin(state.global_step)
+        self.anchor = None
+        if state.global_step:
+            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.anchor = Anchor.load(folder, self.parameters)
+            if self.anchor is None:
+                logger.warning(
+                    f"There is nothing of the dynamics in {folder}. The series goes on with a new anchor at step "
+                    f"{state.global_step}."
+                )
+        if self.anchor is None:
+            self._measure(args, state, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0:
+            self._measure(args, state, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.entries or self.entries[-1]["step"] != state.global_step:
+            self._measure(args, state, **kwargs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if self.anchor is not None and state.is_world_process_zero and folder.is_dir():
+            self.anchor.save(folder)
+
+    # A measurement
+
+    def _why_without_forces(self, args: TrainingArguments) -> str | None:
+        if self.forces == "none":
+            return "forces='none'"
+        if self.samples < 2:
+            return "samples=1: a force compares answers to the same probe"
+        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+            return "the parameters are sharded (DeepSpeed or FSDP): scores only"
+        count = sum(p.numel() for p in self.parameters)
+        if self.forces == "auto" and count > self.max_parameters:
+            return f"{count} trained parameters are more than max_parameters={self.max_parameters}: scores only"
+        return None
+
+    def _measure(self, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
+        model, step = kwargs["model"], state.global_step
+        start = time.perf_counter()
+        entry: dict[str, Any] = {"step": step}
+        with undisturbed(model):
+            due = self._follow(model, step, entry)
+            if due:
+                self._take_anchor(args, model, step, entry, kwargs)
+        entry["seconds"] = time.perf_counter() - start
+        assert self.series is not None
+        self.series.add(entry)
+        self._log(state, flat(entry))
+
+    def _follow(self, model: Any, step: int, entry: dict[str, Any]) -> bool:
+        """Weighs the samples of the anchor anew; whether a new anchor is due."""
+        anchor = self.anchor
+        if anchor is None:
+            return True
+        logps = self.meter.logps(model, anchor.samples)
+        found = self.meter.rescored(anchor.samples, logps)
+        entry |= {
+            "score": {**to_json(found.score), "anchor": anchor.step},
+            "log_odds_change": {**to_json(found.change), "since": anchor.step},
+        }
+        with torch.no_grad():
+            predicted = anchor.attributed(self.parameters)
+        if predicted is not None:
+            steps = step - anchor.step
+            told: dict[str, Any] = {
+                "since": anchor.step,
+                "score": predicted,
+                "measured": found.score.score - anchor.score,
+            }
+            if anchor.gate > 0:
+                told["log_odds"] = predicted / anchor.gate
+                for name in ("drive", "rebound", "net"):
+                    if name in anchor.forces:
+                        told[name] = anchor.forces[name] * steps
+                if "net" in told:
+                    told["residual"] = told["log_odds"] - told["net"]
+            entry["attribution"] = told
+        return step - anchor.step >= self.anchor_every or found.score.ess < self.least_ess
+
+    def _take_anchor(
+        self, args: TrainingArguments, model: Any, step: int, entry: dict[str, Any], kwargs: dict[str, Any]
+    ) -> None:
+        try:
+            samples = self.meter.draw(model, step)
+        except JudgeError as error:
+            # the old anchor goes on, if there is one
+            entry["not_estimable"] = {"anchor": str(error)}
+            logger.warning(f"Alignment dynamics, step {step}: no anchor. {error}")
+            return
+        score = self.meter.anchored(samples)
+        before, self.anchor = self.anchor, Anchor(samples, score.score)
+        # the samples' own score; what the earlier anchor said of this step stands beside it
+        if "score" in entry:
+            entry["rescored"] = entry["score"]
+        entry["score"] = {**to_json(score), "anchor": step}
+        entry["narrowness"] = self.meter.narrowness(samples)
+        reason = self._without or samples.one_sided()
+        if reason is None:
+            reason = self._forces(args, model, entry, before, kwargs)
+        if reason is not None:
+            entry["not_estimable"] = {"forces": reason}
+
+    def _forces(
+        self,
+        args: TrainingArguments,
+        model: Any,
+        entry: dict[str, Any],
+        before: Anchor | None,
+        kwargs: dict[str, Any],
+    ) -> str | None:
+        """grad S at the new anchor, what the update since the last one did by it, and the forces of the training data;
+        why there are none, if so."""
+        anchor = self.anchor
+        assert anchor is not None
+        gradient = self.meter.score_gradient(model, self.parameters, anchor.samples, anchor.samples.logps)
+        entry["gradient_norm"] = norm(gradient)
+        if before is not None and "attribution" in entry:
+            behind = before.attributed(self.parameters, gradient)
+            told = entry["attribution"]
+            if behind is not None and "log_odds" in told and anchor.gate > 0:
+                # the mean of both ends is right to second order
+                told["trapezoid"] = (told["log_odds"] + behind / anchor.gate) / 2
+        anchor.gradient, anchor.parameters = gradient, snapshot(self.parameters)
+        try:
+            found = self._gradients(args, model, kwargs)
+        except NotEstimableError as error:
+            return str(error)
+        scales = scales_of(kwargs.get("optimizer"), self.parameters, found.second)
+        if scales is None:
+            kind = type(plain_optimizer(kwargs.get("optimizer"))).__name__
+            return f"the optimizer ({kind}) is neither SGD nor Adam nor AdamW, or does not train these parameters"
+        forces = {
+            name: inner_product(gradient, step_of(part, scales)) / anchor.gate for name, part in found.parts.items()
+        }
+        anchor.forces = {**forces, "net": sum(forces.values())}
+        entry["forces"] = {**anchor.forces, "loss": found.loss, "rows": found.rows}
+        return None
+
+    def _gradients(self, args: TrainingArguments, model: Any, kwargs: dict[str, Any]) -> Gradients:
+        if self._batch is None:
+            try:
+                self._batch = ForceBatch.of(kwargs.get("train_dataloader"), self.force_batch, self.seed, args)
+            except NotEstimableError as error:
+                self._batch = str(error)
+        if isinstance(self._batch, str):
+            raise NotEstimableError(self._batch)
+        if is_likelihood(self._batch.first()):
+            return split_gradients(model, self.parameters, self._batch)
+        if self.trainer is None:
+            raise NotEstimableError(
+                "the loss of this trainer is not a likelihood: set the callback's trainer, so that its loss can be "
+                "measured"
+            )
+        if hasattr(self.trainer, "_generate_and_score_completions"):
+            raise NotEstimableError("this trainer generates what it learns from: there is no batch before it does")
+        return loss_gradients(model, self.parameters, self._batch, self._loss)
+
+    def _loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The trainer's own loss, without what it notes for its logs."""
+        trainer: Any = self.trainer
+        kept: dict[str, Any] = getattr(trainer, "_metrics", {})
+        metrics = {mode: {k: list(v) for k, v in found.items()} for mode, found in kept.items()}
+        try:
+            loss: torch.Tensor = trainer.compute_loss(model, inputs)
+            return loss
+        finally:
+            for mode, found in metrics.items():
+                kept[mode].clear()
+                kept[mode].update(found)
+
+    def _log(self, state: TrainerState, logs: dict[str, float]) -> None:
+        trainer = self.trainer
+        if trainer is None:
+            state.log_history.append({**logs, "step": state.global_step})
+            return
+        due = trainer.control.should_log
+        # not a subclass's own, which would write out, and clear, what it has gathered for its next log
+        Trainer.log(trainer, dict(logs))
+        trainer.control.should_log = due

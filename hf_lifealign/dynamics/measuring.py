@@ -1,0 +1,208 @@
+"""Measures an alignment score: answers drawn, judged, and weighed anew as the model moves on."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from hf_lifealign.diversity.collision import prefix_collision
+from hf_lifealign.dynamics.forces import importance_weights
+from hf_lifealign.dynamics.likelihood import logps_of, takes, weighted_gradient
+from hf_lifealign.dynamics.samples import Probe, Samples
+from hf_lifealign.dynamics.updates import Tensors
+from hf_lifealign.judges import Judge, judged
+from hf_lifealign.metrics.alignment_dynamics import ChangeEstimate, ScoreEstimate, alignment_score, log_odds_change
+from hf_lifealign.prompts import prompt_ids, prompt_text, tokenize
+
+# Tokens into aligned answers at which narrowness is measured.
+NARROWNESS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A score between two anchors.
+
+    Args:
+        score ([`ScoreEstimate`]): S now, by the samples of the anchor; its `ess` says how far they carry.
+        change ([`ChangeEstimate`]): of log-odds since the anchor.
+        logps (`list` of lists of float): log-likelihoods of the samples now.
+    """
+
+    score: ScoreEstimate
+    change: ChangeEstimate
+    logps: list[list[float]]
+
+
+class AlignmentMeter:
+    r"""
+    Measures the alignment score S (arXiv 2605.18309, eq. 2): the probability that the model's answer to a probe is
+    aligned, by a judge.
+
+    Answers are drawn from the model itself: temperature 1, nothing cut off, up to `max_new_tokens`. What is longer is
+    judged as far as it goes, so that S is that of answers of this length.
+
+    Args:
+        probes (`list[Probe]`): of [`read_probes`].
+        judge (`Callable`): of `(prompts, answers, references)`, all texts; one number in [0, 1] for each answer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): of the model.
+        samples (`int`): answers to each probe; at least 2, or there are no forces.
+        max_new_tokens (`int`): longest answer.
+        score_tokens (`int`, *optional*): tokens of an answer by whose likelihood it is weighed; all by default. Fewer
+            keep the weights of long answers from collapsing, and leave out what changes after them.
+        seed (`int`): of the drawing.
+        judge_timeout (`float`, *optional*): seconds.
+        batch_size (`int`): answers drawn together.
+        replicates (`int`): of the bootstrap.
+        chat_template_kwargs (`dict`, *optional*): for the chat template.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        judge: Judge,
+        tokenizer: Any,
+        samples: int = 8,
+        max_new_tokens: int = 32,
+        score_tokens: int | None = None,
+        seed: int = 0,
+        judge_timeout: float | None = None,
+        batch_size: int = 64,
+        replicates: int = 1000,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ):
+        self.probes, self.judge, self.tokenizer = list(probes), judge, tokenizer
+        self.samples, self.max_new_tokens, self.score_tokens = samples, max_new_tokens, score_tokens
+        self.seed, self.judge_timeout, self.batch_size, self.replicates = seed, judge_timeout, batch_size, replicates
+        self.chat_template_kwargs = chat_template_kwargs or {}
+        prompts = [probe.prompt for probe in self.probes]
+        self.prompt_ids = prompt_ids(tokenizer, prompts, self.chat_template_kwargs)
+        self.texts = [prompt_text(prompt) for prompt in prompts]
+
+    def refuse_too_long(self, model: Any) -> None:
+        """Refuses probes that the model cannot read.
+
+        Raises:
+            ValueError: naming the longest one.
+        """
+        room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        longest = max(range(len(self.prompt_ids)), key=lambda i: len(self.prompt_ids[i]))
+        if room is not None and len(self.prompt_ids[longest]) + self.max_new_tokens > room:
+            raise ValueError(
+                f"Probe {longest} has {len(self.prompt_ids[longest])} tokens, an answer up to {self.max_new_tokens}, "
+                f"and the model reads {room}. Leave it out, or set fewer max_new_tokens."
+            )
+
+    # Drawing
+
+    @torch.no_grad()
+    def draw(self, model: Any, step: int) -> Samples:
+        """Draws and judges answers of the model, which is in evaluation mode.
+
+        The same seed and step draw the same answers of the same model.
+
+        Raises:
+            JudgeError: if the judge fails; see [`judged`].
+        """
+        torch.manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        completions: list[list[list[int]]] = [[] for _ in self.probes]
+        together = max(1, self.batch_size // self.samples)
+        order = sorted(range(len(self.probes)), key=lambda i: (len(self.prompt_ids[i]), i))
+        for start in range(0, len(order), together):
+            chosen = order[start : start + together]
+            for i, rows in zip(chosen, self._generate(model, chosen), strict=True):
+                completions[i] = rows
+        drawn = Samples(step, self.prompt_ids, completions)
+        drawn.labels = self._judge(completions)
+        drawn.logps = self.logps(model, drawn)
+        return drawn
+
+    def _generate(self, model: Any, chosen: Sequence[int]) -> list[list[list[int]]]:
+        device = next(model.parameters()).device
+        prompts = [self.probes[i].prompt for i in chosen]
+        inputs = tokenize(self.tokenizer, prompts, self.chat_template_kwargs).to(device)
+        ends = self._ends(model)
+        plain = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=self.samples,
+            max_new_tokens=self.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=sorted(ends),
+            use_cache=True,
+        )  # fmt: skip
+        with _generating_with(model, plain):
+            output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :].tolist()
+        rows = []
+        for row in output:
+            end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+            rows.append(row[:end])
+        return [rows[i * self.samples : (i + 1) * self.samples] for i in range(len(chosen))]
+
+    def _ends(self, model: Any) -> set[int]:
+        given = model.generation_config.eos_token_id
+        listed = given if isinstance(given, list) else [given]
+        return {int(token) for token in [*listed, self.tokenizer.eos_token_id] if token is not None}
+
+    def _judge(self, completions: list[list[list[int]]]) -> list[list[float]]:
+        answers = self.tokenizer.batch_decode([ids for row in completions for ids in row], skip_special_tokens=True)
+        prompts = [text for text in self.texts for _ in range(self.samples)]
+        references = [probe.reference for probe in self.probes for _ in range(self.samples)]
+        labels = judged(self.judge, prompts, answers, references, self.judge_timeout)
+        return [labels[i : i + self.samples] for i in range(0, len(labels), self.samples)]
+
+    # Following
+
+    def logps(self, model: Any, samples: Samples) -> list[list[float]]:
+        """Log-likelihoods of samples now, `P` lists of `n`, in nats."""
+        return logps_of(model, samples.prompt_ids, samples.completion_ids, self.score_tokens)
+
+    def anchored(self, samples: Samples) -> ScoreEstimate:
+        """S when the samples were drawn."""
+        return alignment_score(samples.labels, replicates=self.replicates, seed=self.seed)
+
+    def rescored(self, samples: Samples, logps: list[list[float]]) -> Rescored:
+        """S of the model that gives samples of another one these log-likelihoods."""
+        weights = samples.log_weights(logps)
+        score = alignment_score(samples.labels, weights, replicates=self.replicates, seed=self.seed)
+        change = log_odds_change(samples.labels, weights, replicates=self.replicates, seed=self.seed)
+        return Rescored(score, change, logps)
+
+    def score_gradient(
+        self, model: Any, parameters: Sequence[torch.Tensor], samples: Samples, logps: list[list[float]]
+    ) -> Tensors:
+        """grad S now, by samples that the model may have drawn earlier; see [`importance_weights`]."""
+        weights = importance_weights(samples.labels, samples.log_weights(logps))
+        return weighted_gradient(
+            model, parameters, samples.prompt_ids, samples.completion_ids, weights, self.score_tokens
+        )[0]
+
+    def narrowness(self, samples: Samples) -> dict[str, float]:
+        """c_1, c_2, c_4, c_8: how often two aligned answers to the same probe begin alike; mean over the probes that
+        have two. Empty if none has."""
+        found: dict[str, float] = {}
+        for k in NARROWNESS:
+            told = []
+            for rows, labels in zip(samples.completion_ids, samples.labels, strict=True):
+                aligned = [ids for ids, label in zip(rows, labels, strict=True) if label >= 0.5]
+                if len(aligned) > 1:
+                    told.append(prefix_collision(aligned, k))
+            if told:
+                found[f"c_{k}"] = sum(told) / len(told)
+        return found
+
+
+@contextmanager
+def _generating_with(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Nothing of the model's own settings, which fill what others leave open: S is of what it says by itself."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = settings
+    try:
+        yield
+    finally:
+        inner.generation_config = own
+
+
+def forward_arguments(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Of a training batch, what a forward without loss takes."""
+    names = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
+    return {name: batch[name] for name in names if name in batch and takes(model, name)}
