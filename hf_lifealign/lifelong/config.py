@@ -9,9 +9,12 @@ from hf_lifealign.hub.remote import check_repo_id
 
 # The strategies and the general text count by what they hold, which the run adds.
 _WITHOUT_EFFECT = {
-    "strategies", "general_text", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
+    "strategies", "rehearsal", "rehearsal_judges",
+    "general_text", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
     "hub_model_id", "hub_token", "hub_private_repo", "push_replay", "push_in_background", "push_timeout", "license",
 }  # fmt: skip
+
+REHEARSAL = ("fixed", "dynamic")
 
 
 @dataclass
@@ -27,6 +30,12 @@ class LifelongConfig:
         strategies (`list`, *optional*):
             What is done around training: names, `{"name": ..., option: value}`, or [`Strategy`] objects. By default
             `["replay", "consolidation"]` with an SLMC adapter, and nothing with any other.
+        rehearsal (`str`, *optional*, defaults to `"fixed"`):
+            How much is replayed: `"fixed"`, what the strategy `"replay"` keeps, or `"dynamic"`, as much as the measured
+            forces on the earlier tasks' scores ask for (the strategy `"dynamic_replay"` in its place).
+        rehearsal_judges (`dict[str, str]`, *optional*):
+            For `"dynamic"`: the judge of each task that later ones shall not undo; see
+            [`~hf_lifealign.judges.resolve_judge`].
         evaluate_all_tasks (`bool`, *optional*, defaults to `False`):
             Whether to evaluate on all tasks after each one, and on the untouched base, as forward transfer needs.
         eval_batch_size (`int`, *optional*, defaults to `8`):
@@ -77,6 +86,8 @@ class LifelongConfig:
     output_dir: str
     seed: int = 42
     strategies: list[Any] | None = None
+    rehearsal: str = "fixed"
+    rehearsal_judges: dict[str, Any] = field(default_factory=dict)
     evaluate_all_tasks: bool = False
     eval_batch_size: int = 8
     metric: str = "preference_accuracy"
@@ -102,6 +113,10 @@ class LifelongConfig:
         for name in ("eval_batch_size", "judge_prompts", "max_new_tokens", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"You set {name}={getattr(self, name)}. It has to be at least 1.")
+        if self.rehearsal not in REHEARSAL:
+            raise ValueError(f"You set rehearsal={self.rehearsal!r}. It has to be one of {list(REHEARSAL)}.")
+        if self.rehearsal_judges and self.rehearsal != "dynamic":
+            raise ValueError("You set rehearsal_judges, which only rehearsal='dynamic' asks. Set that, or no judges.")
         if self.push_replay not in PUSH_REPLAY:
             raise ValueError(f"You set push_replay={self.push_replay!r}. It has to be one of {list(PUSH_REPLAY)}.")
         if self.push_timeout <= 0:
@@ -125,6 +140,28 @@ class LifelongConfig:
     def repo_id(self) -> str:
         """Repository to which the run is published."""
         return self.hub_model_id or Path(self.output_dir).expanduser().resolve().name
+
+    def rehearsing(self, specs: list[Any]) -> list[Any]:
+        """Specifications of strategies, with `"dynamic_replay"` in the place of `"replay"` if that was asked for.
+
+        Raises:
+            ValueError: if it was, and nothing is replayed.
+        """
+        if self.rehearsal == "fixed":
+            return specs
+        found: list[Any] = []
+        for spec in specs:
+            options = {"name": spec} if isinstance(spec, str) else spec
+            if isinstance(options, dict) and options.get("name") == "replay":
+                kept = {key: value for key, value in options.items() if key != "name"}
+                spec = {"name": "dynamic_replay", "judges": self.rehearsal_judges, **kept}
+            found.append(spec)
+        if found == specs:
+            raise ValueError(
+                "You set rehearsal='dynamic', and the strategy 'replay' is not among your strategies. Name it, with "
+                "its options, or leave strategies out."
+            )
+        return found
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run, as JSON: everything but where it lies, how it is shown and published."""

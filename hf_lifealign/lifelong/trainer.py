@@ -226,7 +226,7 @@ class LifelongTrainer:
         is_slmc = str(self.peft_config.peft_type.value) == "SLMC"  # type: ignore[union-attr]
         if specs is None:
             specs = ["replay", "consolidation"] if is_slmc else []
-        strategies = resolve_strategies(specs)
+        strategies = resolve_strategies(self.args.rehearsing(specs))
         consolidates = any(strategy.name == "consolidation" for strategy in strategies)
         if consolidates != is_slmc:
             raise ValueError(

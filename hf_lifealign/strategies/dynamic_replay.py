@@ -1,0 +1,242 @@
+"""Dynamic rehearsal: as many replayed rows as the measured forces on the earlier tasks' scores ask for."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from hf_lifealign._files import read_json, write_json
+from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
+from hf_lifealign.strategies.replay import ReplayStrategy
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerCallback
+
+    from hf_lifealign.dynamics.control import RehearsalControl
+    from hf_lifealign.dynamics.measuring import AlignmentMeter
+    from hf_lifealign.dynamics.mixture import Mixture
+    from hf_lifealign.stream import TaskStream
+
+logger = logging.getLogger(__name__)
+
+_MARK = "rehearsed"
+
+
+class DynamicReplayStrategy(ReplayStrategy):
+    r"""
+    Replays as [`ReplayStrategy`] does, with a share of each batch that follows the forces measured while a task is
+    trained (alignment dynamics, arXiv 2605.18309; the rule is ours).
+
+    Each task has an alignment score, the probability that the model's answers to its prompts are judged aligned. When
+    a task has been trained, its score less `tolerance` becomes its floor. In later preference phases the share of
+    rehearsal is the least at which no earlier score is predicted to fall below its floor before the end of the phase;
+    a score whose interval has fallen below it brings a booster of nothing but rehearsal. The phase has as many steps as
+    with fixed replay; what is not rehearsed is the new task, whose rows come round more often.
+
+    Args:
+        judges (`dict[str, Callable | str]`): a judge for each task that later ones shall not undo; see
+            [`resolve_judge`]. A task without a judge is replayed, but not watched.
+        fraction (`float`): as of [`ReplayStrategy`]; the share of a phase's rows that fixed replay would have is where
+            each phase begins if nothing can be measured.
+        capacity (`int`, *optional*): as there.
+        tolerance (`float`): by how much a score may fall.
+        every (`int`): steps between measurements.
+        probes (`int`): prompts of each task by which its score is measured, from its kept training rows.
+        samples (`int`): answers to each.
+        max_new_tokens (`int`): longest answer.
+        force_rows (`int`): new rows, and rehearsed rows, on which forces are measured.
+        booster_steps (`int`): length of a booster.
+
+    Raises:
+        ValueError: for settings that cannot work.
+    """
+
+    name = "dynamic_replay"
+
+    def __init__(
+        self,
+        judges: Mapping[str, Any],
+        fraction: float = 0.2,
+        capacity: int | None = None,
+        tolerance: float = 0.05,
+        every: int = 25,
+        probes: int = 16,
+        samples: int = 4,
+        max_new_tokens: int = 32,
+        force_rows: int = 16,
+        booster_steps: int = 10,
+    ):
+        super().__init__(fraction, capacity)
+        if not judges:
+            raise ValueError(
+                "You set the strategy 'dynamic_replay' without judges, so that no score can be held. Name a judge for "
+                "at least one task, or use 'replay'."
+            )
+        if not 0 < tolerance < 1:
+            raise ValueError(
+                f"You set tolerance={tolerance} of the strategy 'dynamic_replay'. It has to lie in (0, 1)."
+            )
+        for option, value, least in (
+            ("every", every, 1), ("probes", probes, 2), ("samples", samples, 2), ("max_new_tokens", max_new_tokens, 1),
+            ("force_rows", force_rows, 1), ("booster_steps", booster_steps, 1),
+        ):  # fmt: skip
+            if value < least:
+                raise ValueError(
+                    f"You set {option}={value} of the strategy 'dynamic_replay'. It has to be at least {least}."
+                )
+        self.tolerance, self.every, self.probes, self.samples = tolerance, every, probes, samples
+        self.max_new_tokens, self.force_rows, self.booster_steps = max_new_tokens, force_rows, booster_steps
+        self._judges = dict(judges)
+        self._control: RehearsalControl | None = None
+        self._mixture: Mixture | None = None
+
+    def settings(self) -> dict[str, Any]:
+        from hf_lifealign.judges import judge_name
+
+        named = {task: given if isinstance(given, str) else judge_name(given) for task, given in self._judges.items()}
+        return {**super().settings(), "judges": named}
+
+    def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
+        from hf_lifealign.judges import resolve_judge
+
+        unknown = sorted(set(self._judges) - set(run.lived))
+        if unknown:
+            raise ValueError(
+                f"You set judges of the strategy 'dynamic_replay' for {unknown}. The life has the tasks {run.lived}."
+            )
+        self._resolved = {task: resolve_judge(given) for task, given in self._judges.items()}
+        return super().prepare_stream(run, stream)
+
+    # Scores of tasks
+
+    def _meter(self, run: Run, task: str, rows: Sequence[dict[str, Any]]) -> "AlignmentMeter":
+        from hf_lifealign.dynamics.measuring import AlignmentMeter
+        from hf_lifealign.dynamics.samples import read_probes
+
+        probes = read_probes(list(rows), limit=self.probes)
+        return AlignmentMeter(
+            probes, self._resolved[task], run.processing_class, self.samples, self.max_new_tokens, seed=run.seed
+        )
+
+    def _score_file(self, run: Run, task: str) -> Path:
+        return run.strategy_file(self, f"{run.label(task)}-score.json")
+
+    def after_task(self, run: Run, task: str) -> None:
+        super().after_task(run, task)
+        if task not in self._judges:
+            return
+        from hf_lifealign.dynamics.likelihood import undisturbed
+        from hf_lifealign.judges import JudgeError
+
+        content: dict[str, Any] = {"task": task, "floor": None}
+        meter = self._meter(run, task, self._kept(run, task))
+        with undisturbed(run.model):
+            try:
+                drawn = meter.draw(run.model, 0)
+                score = meter.anchored(drawn)
+                content |= {"score": score.to_json(), "floor": max(score.score - self.tolerance, 0.0)}
+            except JudgeError as error:
+                run.note(f"The task {task!r} has no score, and is replayed without being watched: {error}")
+        if run.is_main_process:
+            write_json(self._score_file(run, task), content)
+
+    def _kept(self, run: Run, task: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._sample(run, task)["rows"]
+        return rows
+
+    def state_files(self, run: Run) -> list[Path]:
+        scores = [file for task in run.lived if (file := self._score_file(run, task)).is_file()]
+        return [*super().state_files(run), *scores]
+
+    # A phase
+
+    def training_rows(self, run: Run, phase: Phase, rows: Dataset) -> Dataset:
+        own = len(rows)
+        mixed = super().training_rows(run, phase, rows)
+        if phase.name != PREFERENCE or len(mixed) == own:
+            return mixed
+        return mixed.add_column(_MARK, [False] * own + [True] * (len(mixed) - own))
+
+    def callbacks(self, run: Run, phase: Phase) -> "Sequence[TrainerCallback]":
+        self._control = self._mixture = None
+        replayed = self._rows_before(run, phase.task) if phase.name in self.phases else []
+        if phase.name != PREFERENCE or not replayed:
+            return ()
+        from hf_lifealign.dynamics.control import RehearsalControl, Watched
+        from hf_lifealign.dynamics.mixture import Mixture
+
+        own = len(run.training_rows(phase.task))
+        self._mixture = Mixture(len(replayed) / (own + len(replayed)))
+        watched = []
+        for task in run.lived[: run.lived.index(phase.task)]:
+            file, kept = self._score_file(run, task), self._file(run, task)
+            floor = read_json(file)["floor"] if file.is_file() else None
+            if task in self._judges and floor and kept.is_file():
+                meter = self._meter(run, task, read_json(kept)["rows"])
+                watched.append(Watched(task, meter, floor))
+        if not watched:
+            run.note(f"No earlier score is held while {phase.task!r} is trained: none has a judge and a floor above 0.")
+            return ()
+        self._control = RehearsalControl(watched, self._mixture, self._force_batches, self.every, self.booster_steps)
+        return (self._control,)
+
+    def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
+        if self._mixture is None or phase.name != PREFERENCE:
+            return
+        from hf_lifealign.dynamics.mixture import MixtureSampler
+
+        args = trainer.args
+        if args.dataloader_num_workers:
+            raise ValueError(
+                f"You set dataloader_num_workers={args.dataloader_num_workers} with the strategy 'dynamic_replay'. "
+                "Workers draw batches long before they are trained on, with the share of then. Set it to 0."
+            )
+        data: Any = trainer.train_dataset
+        if _MARK not in data.column_names:
+            raise ValueError(
+                f"{type(trainer).__name__} drops the column {_MARK!r} of its rows, so that 'dynamic_replay' cannot "
+                "tell which are rehearsed. Use a trainer that keeps columns, such as FPOTrainer, or 'replay'."
+            )
+        # the sampler counts batches through all epochs
+        batches = -(-len(data) // (args.train_batch_size * args.world_size))
+        updates = math.ceil(args.num_train_epochs * -(-batches // args.gradient_accumulation_steps))
+        per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        length = (args.max_steps if args.max_steps > 0 else updates) * per_update
+        args.num_train_epochs = 1
+        self._sampler = MixtureSampler(data[_MARK], args.train_batch_size, length, self._mixture, args.seed)
+        trainer._get_train_sampler = lambda *_: self._sampler  # type: ignore[method-assign]
+        if self._control is not None:
+            self._control.trainer = trainer
+
+    def _force_batches(self, trainer: Any) -> Any:
+        """Force batches of new and of rehearsed rows of a trainer."""
+        from hf_lifealign.dynamics.force_batch import ForceBatch
+        from hf_lifealign.strategies.sampling import seeded_generator
+
+        data, args = trainer.train_dataset, trainer.args
+        marks = list(data[_MARK])
+        found = []
+        for kind in (False, True):
+            rows = [i for i, mark in enumerate(marks) if bool(mark) == kind]
+            chosen = seeded_generator(args.seed, "forces", str(kind)).permutation(rows)[: self.force_rows]
+            found.append(
+                ForceBatch(
+                    [data[int(i)] for i in chosen], trainer.data_collator, args.train_batch_size,
+                    args.gradient_accumulation_steps * args.world_size, args.max_grad_norm,
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def record(self, run: Run, phase: Phase) -> dict[str, Any]:
+        told = super().record(run, phase)
+        if self._mixture is None or phase.name != PREFERENCE:
+            return told
+        batches = -(-len(self._sampler) // self._sampler.batch_size)
+        new, old = self._sampler.counts(batches)
+        told |= {"replay_rows": old, "rehearsal": {"new_rows": new, "plan": self._mixture.to_json()}}
+        if self._control is not None:
+            told["rehearsal"]["measurements"] = self._control.record
+        return told
