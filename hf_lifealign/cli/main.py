@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands, diversity, hub_commands, pareto
+from hf_lifealign.cli import commands, diversity, dynamics, hub_commands, pareto, preflight
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -60,6 +60,8 @@ examples:
   lifealign inspect me/my-adapter --revision 02-harmless --json
 """
 
+_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
@@ -101,6 +103,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run", metavar="RUN", help="folder of a run, finished or in progress")
     pareto.add_parser(add)
     diversity.add_parser(add)
+    dynamics.add_parser(add)
+    preflight.add_parser(add)
     hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser
@@ -140,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        every = commands.COMMANDS | hub_commands.COMMANDS | pareto.COMMANDS | diversity.COMMANDS
+        every = {name: command for room in _ROOMS for name, command in room.COMMANDS.items()}
         return every[args.command](args)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone. Python would complain once more when it flushes at exit.

@@ -162,6 +162,7 @@ def _sweep(args: argparse.Namespace, plan: _Plan, run: str, name: str, scale: "S
 
     from hf_lifealign.meta_aligner.front import sweep_front
     from hf_lifealign.meta_aligner.policy import load_meta_aligned
+    from hf_lifealign.models import find_base
 
     record, settings = _read(run)
     options = dict(record.get("model_init_kwargs") or {})
@@ -191,34 +192,6 @@ def _sweep(args: argparse.Namespace, plan: _Plan, run: str, name: str, scale: "S
         seed=args.seed,
         store=plan.store / name,
         keep_answers=args.keep_answers,
-    )
-
-
-def find_base(given: str | None, recorded: str, run: str) -> str:
-    """The base to load: the one that was given, else the one that the policy names, if it can be found by its name.
-
-    Args:
-        given (`str`, *optional*): Hub id, folder, or `"embedded:NAME"`.
-        recorded (`str`): `base_model` of `meta_aligner.json`.
-        run (`str`): the policy, for errors.
-
-    Raises:
-        ValueError: if the name says nothing to this machine.
-    """
-    from importlib.util import find_spec
-
-    from hf_lifealign.models.embedded import EMBEDDED_MODELS, PREFIX
-
-    if given:
-        return given
-    for name, spec in EMBEDDED_MODELS.items():
-        if recorded in (name, spec.hub_id) and spec.kind == "language model" and find_spec(spec.package) is not None:
-            return PREFIX + name
-    if Path(recorded).is_dir() or recorded.count("/") == 1:
-        return recorded
-    raise ValueError(
-        f"The policy in {run} was trained on a base named {recorded!r}, which is no Hub id: a folder or a model of the "
-        "machine that trained it. Give --base with a Hub id, a folder, or embedded:NAME."
     )
 
 

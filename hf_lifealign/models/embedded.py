@@ -133,3 +133,27 @@ def _convert(source: Path, spec: EmbeddedModel, target: Path) -> None:
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
+
+
+def find_base(given: str | None, recorded: str, run: str) -> str:
+    """The base to load: the one that was given, else the recorded one, if it can be found by its name.
+
+    Args:
+        given (`str`, *optional*): Hub id, folder, or `"embedded:NAME"`.
+        recorded (`str`): public name of the base that a policy or run was trained on.
+        run (`str`): that policy or run, for errors.
+
+    Raises:
+        ValueError: if the name says nothing to this machine.
+    """
+    if given:
+        return given
+    for name, spec in EMBEDDED_MODELS.items():
+        if recorded in (name, spec.hub_id) and spec.kind == "language model" and find_spec(spec.package) is not None:
+            return PREFIX + name
+    if Path(recorded).is_dir() or recorded.count("/") == 1:
+        return recorded
+    raise ValueError(
+        f"What lies in {run} was trained on a base named {recorded!r}, which is no Hub id: a folder or a model of the "
+        "machine that trained it. Give --base with a Hub id, a folder, or embedded:NAME."
+    )

@@ -14,8 +14,9 @@ from support.tiny import preference_rows, write_jsonl
 from support.tiny_rewards import save_tiny_policy
 
 from hf_lifealign.cli.main import main
-from hf_lifealign.cli.pareto import _read, find_base
+from hf_lifealign.cli.pareto import _read
 from hf_lifealign.meta_aligner.sources import load_rows, read_record, write_record
+from hf_lifealign.models import find_base
 
 TESTS = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).with_name("lifealign")
@@ -121,14 +122,12 @@ def test_errors_say_what_to_do(work: Path, tiny_dir: str, capsys: pytest.Capture
 
 
 def test_the_base_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
     assert find_base("given", "recorded", "run") == "given"
     assert find_base(None, "org/name", "run") == "org/name"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("hf_lifealign.models.embedded.find_spec", lambda name: object())
     for recorded in ("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"):
         assert find_base(None, recorded, "run") == "embedded:smollm2-135m"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("hf_lifealign.models.embedded.find_spec", lambda name: None)
     assert find_base(None, "HuggingFaceTB/SmolLM2-135M-Instruct", "run") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     with pytest.raises(ValueError, match="Give --base"):
         find_base(None, "smollm2-135m", "run")
