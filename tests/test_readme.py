@@ -13,10 +13,11 @@ from support.tiny import preference_rows, tiny_model, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPT, LOADING, PUBLISHED, STEERED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, LOADING, PUBLISHED, STEERED, WATCHED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 ALL_COMMANDS = re.findall(r"^(?:lifealign|accelerate launch) .*$", README, flags=re.MULTILINE)
 STEERING = [line for line in ALL_COMMANDS if "meta_aligner" in line or "pareto" in line]
-COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING]
+WATCHING = [line for line in ALL_COMMANDS if line.split()[1] in ("dynamics", "diversity", "preflight")]
+COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING + WATCHING]
 
 
 def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +140,57 @@ def test_commands_and_links_exist() -> None:
         assert (ROOT / link).exists(), link
     for recipe in re.findall(r"recipes/\w+\.yaml", README):
         assert (ROOT / recipe).is_file(), recipe
+
+
+def test_alignment_is_watched(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script under watch, and its three commands, each in a process of its own."""
+    from support.life import tiny_life
+    from support.tiny import preference_dataset, tiny_tokenizer
+
+    from hf_lifealign import Task, TaskStream
+
+    monkeypatch.chdir(tmp_path)
+    rows = preference_rows(12)
+    write_jsonl(Path("data/answers.jsonl"), [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows])
+    write_jsonl(Path("data/harmless/test.jsonl"), preference_rows(4, start=50))
+    short = "max_steps=4, bf16=False, use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, report_to=[]"
+    script = WATCHED.replace('SFTConfig("runs/sft")', f'SFTConfig("runs/sft", {short})')
+    script = script.replace("every=20", "every=2, max_new_tokens=6")
+    script = script.replace("callbacks=[watch])", "callbacks=[watch], processing_class=tokenizer)")
+    assert script.count(short) == script.count("every=2, ") == script.count("=tokenizer)") == 1
+    scope: dict[str, Any] = {"model": tiny_model(), "tokenizer": tiny_tokenizer()}
+    exec(script, scope)
+    assert [entry["step"] for entry in scope["watch"].entries] == [0, 2, 4]
+    assert sum("dynamics/score" in entry for entry in scope["trainer"].state.log_history) == 3
+
+    pairs = preference_dataset(8), preference_dataset(4, start=20)
+    stream = TaskStream([Task("harmless", *pairs), Task("kind", preference_dataset(8, start=40), pairs[1])])
+    tiny_life("runs/assistant", stream, warm_start=False).train()
+    for split, start in (("train", 60), ("test", 80)):
+        write_jsonl(Path(f"new/{split}.jsonl"), preference_rows(8, start=start))
+    Path("new.yaml").write_text("name: new\ntrain: new/train.jsonl\ntest: new/test.jsonl\n")
+    told = {}
+    for line in WATCHING:
+        words = line.split()
+        command = [sys.executable, "-m", "hf_lifealign.cli.main", *words[1:]]
+        if words[1] == "preflight":
+            command += ["--base", tiny_dir, "--max-new-tokens", "6"]
+        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
+        assert done.returncode == 0, done.stderr[-3000:]
+        told[words[1]] = done.stdout
+    assert set(told) == {"dynamics", "diversity", "preflight"}
+    assert Path("runs/sft/dynamics/score.png").is_file()
+    assert "all" in told["preflight"]
+    assert "non-aligned" in told["preflight"], "a random model does not refuse"
+
+
+def test_rehearsal_follows_the_forces(tmp_path: Path) -> None:
+    """What the README writes of `LifelongConfig` is a configuration."""
+    written = re.findall(r"`(LifelongConfig\(\.\.\., rehearsal[^`]*)`", README)
+    assert len(written) == 1
+    from hf_lifealign import LifelongConfig
+
+    config = eval(
+        written[0].replace("...", "str(tmp_path)"), {"LifelongConfig": LifelongConfig, "tmp_path": tmp_path, "str": str}
+    )
+    assert config.rehearsing(["replay", "consolidation"])[0]["name"] == "dynamic_replay"
