@@ -1,0 +1,87 @@
+"""What AlignmentDynamicsCallback costs at its default schedule: the same LoRA training with it and without, in turns.
+
+python benchmarks/dynamics_overhead.py [--steps 100] [--repeats 3] [--batch 8] [--length 256] [--threads N]
+
+SFT of SmolLM2-135M with LoRA (r 16, all-linear) on rows of `--length` tokens; 32 probes, 8 answers of 32 tokens, a
+score every 20 steps, forces every 100. Prints the median seconds of both sides, their ratio, and the share by the callback's
+own clock, which holds whatever else the machine does.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from hf_lifealign import AlignmentDynamicsCallback
+from hf_lifealign._resources import resource_path
+from hf_lifealign.models import resolve_model
+
+
+def rows(tokenizer: Any, length: int, count: int = 256) -> Dataset:
+    """Rows of about so many tokens, of the text whose perplexity lives watch."""
+    ids = tokenizer(resource_path("recipes", "general_text.txt").read_text(encoding="utf-8"))["input_ids"]
+    starts = [(i * 37) % max(1, len(ids) - length) for i in range(count)]
+    return Dataset.from_list([{"text": tokenizer.decode(ids[s : s + length])} for s in starts])
+
+
+def judge(prompts: Any, answers: Any, references: Any) -> list[float]:
+    """Costs nothing: the judge's own time is the user's."""
+    return [float("the" in answer.lower()) for answer in answers]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    disable_progress_bars()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    folder = resolve_model("embedded:smollm2-135m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data, probes = rows(tokenizer, args.length), [f"Tell me something about the number {n}." for n in range(32)]
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    shares = []
+    for _ in range(args.repeats):
+        for watched in (False, True):
+            watch = AlignmentDynamicsCallback(probes, judge)
+            with tempfile.TemporaryDirectory() as output:
+                trainer = SFTTrainer(
+                    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+                    args=SFTConfig(
+                        output, max_steps=args.steps, per_device_train_batch_size=args.batch, learning_rate=1e-4,
+                        max_length=args.length, save_strategy="no", report_to=[], disable_tqdm=True, bf16=False,
+                        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(),
+                    ),
+                    train_dataset=data,
+                    processing_class=tokenizer,
+                    peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+                    callbacks=[watch] if watched else [],
+                )  # fmt: skip
+                start = time.perf_counter()
+                trainer.train()
+                seconds[watched].append(time.perf_counter() - start)
+                if watched:
+                    own = sum(entry["seconds"] for entry in watch.entries)
+                    shares.append(own / (seconds[True][-1] - own))
+                    print(f"measurements: {[round(entry['seconds'], 2) for entry in watch.entries]} s", flush=True)
+    plain, with_it = (statistics.median(seconds[side]) for side in (False, True))
+    print(f"{args.steps} steps of {args.batch} x {args.length} tokens, median of {args.repeats}:")
+    print(f"without {plain:.1f} s, with {with_it:.1f} s: +{100 * (with_it / plain - 1):.1f} %")
+    print(f"by its own clock: {100 * statistics.median(shares):.1f} % of the training")
+
+
+if __name__ == "__main__":
+    main()
