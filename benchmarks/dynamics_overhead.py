@@ -3,8 +3,8 @@
 python benchmarks/dynamics_overhead.py [--steps 100] [--repeats 3] [--batch 8] [--length 256] [--threads N]
 
 SFT of SmolLM2-135M with LoRA (r 16, all-linear) on rows of `--length` tokens; 32 probes, 8 answers of 32 tokens, a
-score every 20 steps, forces every 100. Prints the median seconds of both sides, their ratio, and the share by the callback's
-own clock, which holds whatever else the machine does.
+score every 20 steps, forces every 100. Prints the median seconds of both sides, their ratio, and the share by
+the callback's own clock, which holds whatever else the machine does.
 """
 
 import argparse
