@@ -159,7 +159,8 @@ def preflight(
         FileNotFoundError, ValueError: if the run, the base or the new data cannot be used.
     """
     finished = Finished.read(Path(run))
-    named = {**finished.judges(), **dict(judges or {})}
+    own = {name: spec for name, spec in finished.judges().items() if name in finished.tasks}
+    named = {**own, **dict(judges or {})}
     unknown = sorted(set(named) - set(finished.tasks))
     if unknown:
         raise ValueError(f"You gave judges for {unknown}. The run has finished the tasks {list(finished.tasks)}.")
@@ -172,7 +173,8 @@ def preflight(
     with tempfile.TemporaryDirectory() as scratch:
         kept = [finished.kept(name)[:force_rows] for name in finished.tasks]
         built = _build(finished, _marked(rows, kept), base, trainer, scratch)
-        return _forecast(finished, named, built, tolerance, probes, samples, max_new_tokens, force_rows, seed)
+        probing = _Probing(probes, samples, max_new_tokens, force_rows, tolerance, seed)
+        return _forecast(finished, named, set(judges or {}), built, probing)
 
 
 def _build(finished: Finished, rows: Any, base: str | None, trainer: str | None, scratch: str) -> Any:
@@ -211,24 +213,24 @@ def _build(finished: Finished, rows: Any, base: str | None, trainer: str | None,
     return cls(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
 
 
+@dataclass(frozen=True)
+class _Probing:
+    """How the earlier scores are measured."""
+
+    probes: int
+    samples: int
+    max_new_tokens: int
+    force_rows: int
+    tolerance: float
+    seed: int
+
+
 def _forecast(
-    finished: Finished,
-    judges: Mapping[str, Any],
-    trainer: Any,
-    tolerance: float,
-    probes: int,
-    samples: int,
-    max_new_tokens: int,
-    force_rows: int,
-    seed: int,
+    finished: Finished, judges: Mapping[str, Any], given: set[str], trainer: Any, probing: _Probing
 ) -> list[Forecast]:
     from hf_lifealign.dynamics.likelihood import undisturbed
-    from hf_lifealign.dynamics.measuring import AlignmentMeter
-    from hf_lifealign.dynamics.samples import read_probes
-    from hf_lifealign.judges import JudgeError, resolve_judge
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    args = trainer.args
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     per_update = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     updates = math.ceil(trainer.train_dataset[_MARK].count(0) / per_update * args.num_train_epochs)
     steps = args.max_steps if args.max_steps > 0 else updates
@@ -236,37 +238,73 @@ def _forecast(
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
     with undisturbed(model):
-        new = _gradients(trainer, model, parameters, _batch(trainer, 0, force_rows, seed))
+        new = _gradients(trainer, model, parameters, _batch(trainer, 0, probing.force_rows, probing.seed))
         for number, task in enumerate(finished.tasks, start=1):
+            judge, reason = _judge(task, judges, given)
             kept = finished.kept(task)
-            if task not in judges or not kept:
-                why = "no judge was named for it" if task not in judges else "none of its rows are kept for replay"
-                found.append(Forecast(task, steps=steps, reason=why))
-                continue
-            meter = AlignmentMeter(
-                read_probes(kept, limit=probes), resolve_judge(judges[task]), trainer.processing_class, samples,
-                max_new_tokens, seed=seed,
-            )  # fmt: skip
-            try:
-                drawn = meter.draw(model, 0)
-            except JudgeError as error:
-                found.append(Forecast(task, steps=steps, reason=str(error)))
-                continue
-            score = meter.anchored(drawn)
-            floor = finished.floor(task)
-            told = {
-                "score": score.score, "low": score.low, "high": score.high, "steps": steps,
-                "floor": max(score.score - tolerance, 0.0) if floor is None else floor,
-            }  # fmt: skip
-            reason = drawn.one_sided()
+            if reason is None and not kept:
+                reason = "none of its rows are kept for replay"
             if reason is not None:
-                found.append(Forecast(task, **told, reason=reason))
+                found.append(Forecast(task, steps=steps, reason=reason))
+                continue
+            told, drawn, meter = _score(finished, task, judge, kept, trainer, model, probing)
+            told["steps"] = steps
+            if drawn is None:
+                found.append(Forecast(task, **told))
                 continue
             gradient = meter.score_gradient(model, parameters, drawn, drawn.logps)
-            old = _gradients(trainer, model, parameters, _batch(trainer, number, force_rows, seed))
-            forces = [_force(trainer.optimizer, parameters, gradient, part, score.score) for part in (new, old)]
+            old = _gradients(trainer, model, parameters, _batch(trainer, number, probing.force_rows, probing.seed))
+            forces = [_force(trainer.optimizer, parameters, gradient, part, told["score"]) for part in (new, old)]
             found.append(_conclude(task, told, forces))
     return found
+
+
+def _judge(task: str, judges: Mapping[str, Any], given: set[str]) -> tuple[Any, str | None]:
+    """The judge of a task, or why it has none."""
+    from hf_lifealign.judges import resolve_judge
+
+    if task not in judges:
+        return None, "no judge was named for it"
+    try:
+        return resolve_judge(judges[task]), None
+    except (ValueError, ImportError) as error:
+        if task in given:
+            raise
+        # a function that the run was given, of which it keeps the name alone
+        return None, f"{error} Give --judge {task}=SPEC."
+
+
+def _score(
+    finished: Finished,
+    task: str,
+    judge: Any,
+    kept: list[dict[str, Any]],
+    trainer: Any,
+    model: Any,
+    probing: _Probing,
+) -> tuple[dict[str, Any], Any, Any]:
+    """What a forecast says of a task's score; the samples, `None` where they tell no force; and the meter."""
+    from hf_lifealign.dynamics.measuring import AlignmentMeter
+    from hf_lifealign.dynamics.samples import read_probes
+    from hf_lifealign.judges import JudgeError
+
+    meter = AlignmentMeter(
+        read_probes(kept, limit=probing.probes), judge, trainer.processing_class, probing.samples,
+        probing.max_new_tokens, seed=probing.seed,
+    )  # fmt: skip
+    try:
+        drawn = meter.draw(model, 0)
+    except JudgeError as error:
+        return {"reason": str(error)}, None, meter
+    score, floor = meter.anchored(drawn), finished.floor(task)
+    told: dict[str, Any] = {
+        "score": score.score,
+        "low": score.low,
+        "high": score.high,
+        "floor": max(score.score - probing.tolerance, 0.0) if floor is None else floor,
+    }
+    reason = drawn.one_sided()
+    return (told, drawn, meter) if reason is None else ({**told, "reason": reason}, None, meter)
 
 
 def _conclude(task: str, told: dict[str, Any], forces: list[float]) -> Forecast:

@@ -41,7 +41,8 @@ def rehearsal_fraction(new: float, rehearsal: float, tolerated: float = 0.0) -> 
         tolerated (`float`): drift downwards that is tolerated in a step, at least 0.
 
     Returns:
-        [`Fraction`]; where even a batch of nothing but rehearsal drifts further, `value` is 1 and `feasible` is false.
+        [`Fraction`]; where even a batch of nothing but rehearsal drifts further, `feasible` is false, and `value` is
+        the end that drifts less: 1, or 0 where rehearsal is worse than the new data.
 
     Raises:
         ValueError: if `tolerated` is negative, or a force is not finite.
@@ -54,16 +55,15 @@ def rehearsal_fraction(new: float, rehearsal: float, tolerated: float = 0.0) -> 
     if new >= -tolerated:
         return Fraction(0.0, True, "the new data alone stay within what is tolerated")
     if rehearsal < -tolerated:
-        return Fraction(
-            1.0, False, f"even rehearsal alone drifts by {rehearsal:.3g} a step; {-tolerated:.3g} is tolerated"
-        )
+        reason = f"even rehearsal alone drifts by {rehearsal:.3g} a step; {-tolerated:.3g} is tolerated"
+        return Fraction(1.0 if rehearsal > new else 0.0, False, reason)
     return Fraction(min(1.0, (-tolerated - new) / (rehearsal - new)), True)
 
 
-def tolerated_drift(score: float, floor: float, steps: int) -> float:
+def tolerated_drift(score: float, floor: float, steps: float) -> float:
     """Drift of logit S in each step that leaves the score at its floor after `steps`; 0 if it is there already."""
-    if steps < 1:
-        raise ValueError(f"You set steps={steps}. Give at least 1.")
+    if steps <= 0:
+        raise ValueError(f"You set steps={steps}. Give more than 0.")
     room = logit(score) - logit(floor)
     return max(0.0, room / steps) if math.isfinite(room) else 0.0
 
@@ -87,11 +87,11 @@ def horizon(score: float, floor: float, force: float, calibration: float = 1.0) 
     return room / pull if pull > 0 else math.inf
 
 
-def calibrate(predicted: list[float], measured: list[float]) -> float | None:
-    """Slope through the origin of measured on predicted changes, by least squares; `None` where nothing was
-    predicted, or the slope is not positive, so that it says nothing about the size of a force."""
+def calibrate(predicted: list[float], measured: list[float], least: int = 1) -> float | None:
+    """Slope through the origin of measured on predicted changes, by least squares; `None` where fewer than `least`
+    were predicted, or the slope is not positive, so that it says nothing about the size of a force."""
     below = sum(p * p for p in predicted)
-    if not below:
+    if not below or len(predicted) < least:
         return None
     slope = sum(p * m for p, m in zip(predicted, measured, strict=True)) / below
     return slope if slope > 0 else None

@@ -168,17 +168,19 @@ class DynamicReplayStrategy(ReplayStrategy):
         from hf_lifealign.dynamics.control import RehearsalControl, Watched
         from hf_lifealign.dynamics.mixture import Mixture
 
-        own = len(run.training_rows(phase.task))
-        self._mixture = Mixture(len(replayed) / (own + len(replayed)))
+        self._mixture = Mixture(0.0)  # known when the trainer has its rows
         watched = []
         for task in run.lived[: run.lived.index(phase.task)]:
             file, kept = self._score_file(run, task), self._file(run, task)
+            if task not in self._judges:
+                continue
             floor = read_json(file)["floor"] if file.is_file() else None
-            if task in self._judges and floor and kept.is_file():
-                meter = self._meter(run, task, read_json(kept)["rows"])
-                watched.append(Watched(task, meter, floor))
+            if not floor or not kept.is_file():
+                why = "its rows or its score are not at hand" if floor is None else "its floor is 0"
+                run.note(f"The score of {task!r} is not held while {phase.task!r} is trained: {why}.")
+                continue
+            watched.append(Watched(task, self._meter(run, task, read_json(kept)["rows"]), floor))
         if not watched:
-            run.note(f"No earlier score is held while {phase.task!r} is trained: none has a judge and a floor above 0.")
             return ()
         self._control = RehearsalControl(watched, self._mixture, self._force_batches, self.every, self.booster_steps)
         return (self._control,)
@@ -200,6 +202,7 @@ class DynamicReplayStrategy(ReplayStrategy):
                 f"{type(trainer).__name__} drops the column {_MARK!r} of its rows, so that 'dynamic_replay' cannot "
                 "tell which are rehearsed. Use a trainer that keeps columns, such as FPOTrainer, or 'replay'."
             )
+        self._mixture.change(sum(data[_MARK]) / len(data), 0)
         # the sampler counts batches through all epochs
         batches = -(-len(data) // (args.train_batch_size * args.world_size))
         updates = math.ceil(args.num_train_epochs * -(-batches // args.gradient_accumulation_steps))
@@ -236,7 +239,14 @@ class DynamicReplayStrategy(ReplayStrategy):
             return told
         batches = -(-len(self._sampler) // self._sampler.batch_size)
         new, old = self._sampler.counts(batches)
-        told |= {"replay_rows": old, "rehearsal": {"new_rows": new, "plan": self._mixture.to_json()}}
+        found: dict[str, Any] = {"drawn_new": new, "drawn_rehearsed": old, "plan": self._mixture.to_json()}
         if self._control is not None:
-            told["rehearsal"]["measurements"] = self._control.record
-        return told
+            entries = self._control.record
+            found |= {
+                "measurements": len(entries),
+                "boosters": sum("booster" in entry for entry in entries),
+                "infeasible": sum(not t.get("feasible", True) for entry in entries for t in entry["tasks"].values()),
+            }
+            if run.is_main_process:
+                write_json(run.strategy_file(self, f"{run.label(phase.task)}-forces.json"), entries)
+        return told | {"rehearsal": found}

@@ -107,6 +107,23 @@ def test_what_cannot_be_foretold_is_said(life: Path) -> None:
     assert Forecast("x", horizon=math.inf).to_json()["horizon"] == "never"
 
 
+def test_judges_of_unfinished_tasks_and_functions_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    """A run that stopped after its first task, with judges for both, given as functions."""
+    save_tiny(tmp_path / "base")
+    stream = TaskStream([Task(name, rows("aa", "zz"), rows("aa", "zz", 40)) for name in ("one", "two")])
+    options: dict[str, Any] = {"rehearsal": "dynamic", "rehearsal_judges": {"one": has_vowel, "two": has_vowel}}
+    tiny_life(tmp_path / "run", stream, warm_start=False, **options).train()
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    state["tasks"][1]["status"] = "pending"
+    (tmp_path / "run" / "state.json").write_text(json.dumps(state))
+    task = Task("new", rows("up", "dn", 200), rows("up", "dn", 240))
+    found = preflight(tmp_path / "run", task, base=str(tmp_path / "base"), **SMALL)
+    assert [one.task for one in found] == ["one"]
+    assert "Give --judge one=SPEC" in str(found[0].reason)
+    named = preflight(tmp_path / "run", task, {"one": has_vowel}, base=str(tmp_path / "base"), **SMALL)
+    assert named[0].floor is not None
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "why"),
     [

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.life import life_files, tiny_life
 
 from hf_lifealign._files import read_json
+from hf_lifealign.dynamics.control import RehearsalControl, Watched, step_at_full_rate, steps_left
+from hf_lifealign.dynamics.force_batch import Gradients, NotEstimableError
+from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.strategies.dynamic_replay import DynamicReplayStrategy
 
 
@@ -34,23 +38,25 @@ def test_the_share_follows_the_forces(tmp_path: Path) -> None:
     plain.train()
     for number, task in enumerate(("one", "two", "three")):
         record = run.state.task(number)["record"]["phases"][0]
-        assert record["steps"] == plain.state.task(number)["record"]["phases"][0]["steps"], (
-            "as many as with fixed replay"
-        )
+        fixed = plain.state.task(number)["record"]["phases"][0]
+        assert record["steps"] == fixed["steps"], "as many as with fixed replay"
         if not number:
             assert record["replay_rows"] == 0
             continue
         told = record["rehearsal"]
-        assert told["new_rows"] + record["replay_rows"] == record["steps"] * 4
-        watched = set(told["measurements"][0]["tasks"])
-        assert watched == {"one", "two"} - ({"two"} if task == "two" else set())
-        shares = [entry["share"] for entry in told["measurements"]]
-        assert all(0 <= share <= 1 for share in shares)
-        assert told["plan"][-1][1] == shares[-1]
-        for entry in told["measurements"]:
+        assert record["replay_rows"] == fixed["replay_rows"], "the rows of the buffer"
+        assert told["drawn_new"] + told["drawn_rehearsed"] == record["steps"] * 4
+        entries = read_json(tmp_path / "run" / "dynamic_replay" / f"{number + 1:02d}-{task}-forces.json")
+        assert told["measurements"] == len(entries)
+        watched = {"one", "two"} - ({"two"} if task == "two" else set())
+        assert [set(entry["tasks"]) for entry in entries] == [watched] * len(entries)
+        assert told["plan"][-1][1] == entries[-1]["share"]
+        for entry in entries:
             wanted = [t["share"] for t in entry["tasks"].values() if "share" in t]
-            if len(wanted) == len(watched) and "booster" not in entry:
-                assert entry["share"] == max(wanted), "the task that needs most decides"
+            boosted = entry["share"] == 1.0
+            if len(wanted) == len(watched) and not boosted:
+                assert entry["share"] == min(max(wanted), 0.8), "the task that needs most decides"
+            assert boosted or entry["share"] <= 0.8
             for t in entry["tasks"].values():
                 if "share" in t and t["feasible"]:
                     drift = (1 - t["share"]) * t["new"] + t["share"] * t["rehearsal"]
@@ -85,22 +91,81 @@ def test_a_killed_life_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
                 assert content == second[name], (step, name)
 
 
-def test_boosters_come_when_a_score_has_fallen(tmp_path: Path) -> None:
-    """A floor that is out of reach: every measurement finds the score below it."""
-    watch = strategy(judges={"one": has_e}, tolerance=1e-6)
-    run = life(tmp_path, watch, training={"learning_rate": 5e-2})
+def controlled(floor: float = 0.5, **options: Any) -> RehearsalControl:
+    """A control of one task whose score is told by the test."""
+    task = Watched("one", None, floor)  # type: ignore[arg-type]
+    return RehearsalControl([task], Mixture(0.2), lambda trainer: None, booster_steps=4, **options)  # type: ignore[arg-type, return-value]
+
+
+def entry_of(low: bool, helps: bool = True) -> dict[str, Any]:
+    return {"tasks": {"one": {"low": low, "helps": helps}}}
+
+
+def test_a_booster_is_whole_and_rests_afterwards() -> None:
+    control = controlled()
+    plan = [(0, False), (2, True), (4, True), (6, True), (8, True), (10, True)]
+    shares = {}
+    for step, low in plan:
+        entry = entry_of(low)
+        shares[step] = control._boosted(0.3, step, entry)
+        assert ("booster" in entry) == (step in (2, 10)), step
+    # 4 steps of it, whatever is measured within; then as many without
+    assert shares == {0: 0.3, 2: 1.0, 4: 1.0, 6: 0.3, 8: 0.3, 10: 1.0}
+
+
+def test_no_booster_where_rehearsal_does_not_help() -> None:
+    assert controlled()._boosted(0.3, 0, entry_of(True, helps=False)) == 0.3
+    assert controlled()._boosted(0.3, 0, entry_of(False)) == 0.3
+    assert controlled()._boosted(0.3, 0, {"tasks": {"one": {"low": True}}}) == 1.0, "nothing is known against it"
+
+
+def test_a_lost_score_brings_a_booster(tmp_path: Path) -> None:
+    """The judge finds nothing aligned any more: there is no force, and all the more need."""
+    calls = []
+
+    def losing(prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        calls.append(1)
+        return has_e(prompts, answers, references) if len(calls) == 1 else [0.0] * len(answers)
+
+    run = life(tmp_path, strategy(judges={"one": losing}))
     run.train()
-    entries = [
-        entry
-        for number in (1, 2)
-        for entry in run.state.task(number)["record"]["phases"][0]["rehearsal"]["measurements"]
-    ]
-    boosters = [entry for entry in entries if "booster" in entry]
-    assert boosters
-    assert all(entry["share"] == 1.0 and entry["booster"] == ["one"] for entry in boosters)
+    entries = read_json(tmp_path / "dynamic_replay" / "02-two-forces.json")
+    assert entries[0]["booster"] == ["one"]
+    assert entries[0]["share"] == 1.0
+    assert "non-aligned" in entries[0]["tasks"]["one"]["not_estimable"]
+    assert run.state.task(1)["record"]["phases"][0]["rehearsal"]["boosters"] >= 1
 
 
-def test_a_judge_that_fails_leaves_the_share(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warm_up_does_not_switch_rehearsal_off(tmp_path: Path) -> None:
+    plain = life(tmp_path / "plain")
+    plain.train()
+    warm = life(tmp_path / "warm", training={"warmup_steps": 4})
+    warm.train()
+    first = [read_json(tmp_path / name / "dynamic_replay" / "02-two-forces.json")[0] for name in ("plain", "warm")]
+    for entry in first:
+        assert entry["tasks"]["one"]["new"] != 0.0
+        assert entry["tasks"]["one"]["rehearsal"] != 0.0
+
+
+def test_steps_are_counted_at_the_highest_rate() -> None:
+    theta = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = torch.optim.SGD(theta, lr=0.5)
+    linear = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 4))
+    assert steps_left(linear, 0, 4) == pytest.approx(1 + 0.75 + 0.5 + 0.25)
+    assert steps_left(linear, 3, 4) == pytest.approx(0.25)
+    assert steps_left(None, 3, 10) == 7
+    for _ in range(4):
+        optimizer.step()
+        linear.step()
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    found = Gradients({"total": [torch.tensor([1.0, -1.0])]}, [torch.ones(2)], 0.0, 1)
+    assert step_at_full_rate(optimizer, theta, found)[0].tolist() == [-0.5, 0.5]
+    assert optimizer.param_groups[0]["lr"] == 0.0, "as it was"
+    with pytest.raises(NotEstimableError, match="neither SGD"):
+        step_at_full_rate(torch.optim.Adagrad(theta), theta, found)
+
+
+def test_a_judge_that_fails_leaves_the_share(tmp_path: Path) -> None:
     calls = []
 
     def dying(*given: Any) -> list[float]:
@@ -111,9 +176,15 @@ def test_a_judge_that_fails_leaves_the_share(tmp_path: Path, caplog: pytest.LogC
 
     run = life(tmp_path, strategy(judges={"one": dying}))
     run.train()
-    entry = run.state.task(1)["record"]["phases"][0]["rehearsal"]["measurements"][0]
+    entry = read_json(tmp_path / "dynamic_replay" / "02-two-forces.json")[0]
     assert "gone" in entry["tasks"]["one"]["not_estimable"]
     assert entry["share"] == pytest.approx(6 / 18), "that of fixed replay"
+
+
+def test_a_task_that_drops_out_is_told(tmp_path: Path) -> None:
+    run = life(tmp_path, strategy(judges={"one": lambda p, a, r: [0.0] * len(a)}))
+    run.train()
+    assert any("'one' is not held" in note and "floor is 0" in note for note in run.state.content["notes"])
 
 
 @pytest.mark.parametrize(
