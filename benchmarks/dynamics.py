@@ -5,15 +5,16 @@ python benchmarks/dynamics.py DATA [--kinds fixed ten diverse] [--seeds 0 1 2] [
 DATA is a folder of preference tasks in TRL's format; its `harmless` prompts are asked for. A run trains SmolLM2-135M
 with LoRA in three stages of `--steps`: to refuse (align), to comply (reverse), to refuse again (realign). What it
 learns to refuse with is one sentence, ten, or one of 1728: narrow to wide. The judge is `refusal`; the score is the
-probability of a refusal. Each stage writes `dynamics.jsonl`; a killed run goes on with the next stage. It ends with the
-correlation of predicted and measured changes of log-odds, the rebound by the width of the data, and priming ratios, as
-table and pictures in benchmarks/results/dynamics/.
+probability of a refusal. Each stage writes `dynamics.jsonl`; a killed run goes on with the next stage. It ends with how
+changes of log-odds that one half of the samples predicts correlate with what the other half measures, the rebound by
+the width of the data, and priming ratios, as table and pictures in benchmarks/results/dynamics/.
 """
 
 import argparse
 import itertools
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_lifealign import AlignmentDynamicsCallback, diversity_report
 from hf_lifealign._files import write_json
+from hf_lifealign.dynamics.agreement import agreement
+from hf_lifealign.dynamics.findings import find
 from hf_lifealign.dynamics.series import read_series
 from hf_lifealign.judges import refusal
 from hf_lifealign.metrics.alignment_dynamics import priming_ratio
@@ -143,35 +146,38 @@ class Bench:
         trainer.save_model()
 
 
-def pairs_of(series: list[dict[str, Any]]) -> list[tuple[float, float, float | None]]:
-    """Predicted and measured change of log-odds at the end of each interval, and the trapezoid's prediction."""
-    last: dict[int, tuple[float, float, float | None]] = {}
-    for entry in series:
-        told, measured = entry.get("attribution", {}), entry.get("log_odds_change", {}).get("value")
-        if measured is not None and told.get("log_odds") is not None:
-            last[told["since"]] = (told["log_odds"], measured, told.get("trapezoid"))
-    return list(last.values())
+def correlations(runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
+    """How predicted and measured changes of log-odds agree over all runs, with intervals by a bootstrap over anchors.
 
-
-def all_pairs_of(series: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """The same of every checkpoint."""
-    return [
-        (entry["attribution"]["log_odds"], entry["log_odds_change"]["value"])
-        for entry in series
-        if entry.get("attribution", {}).get("log_odds") is not None
-        and entry.get("log_odds_change", {}).get("value") is not None
-    ]
-
-
-def correlation(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
-    """Pearson correlation with a 95 % interval by Fisher's transformation."""
-    if len(pairs) < 4:
-        return None
-    told, true = np.array(pairs).T
-    r = float(np.corrcoef(told, true)[0, 1])
-    half = 1.96 / np.sqrt(len(pairs) - 3)
-    return {"r": r, "low": float(np.tanh(np.arctanh(r) - half)), "high": float(np.tanh(np.arctanh(r) + half)),
-            "points": len(pairs)}  # fmt: skip
+    The headline is `cross`: one half of an anchor's samples predicts what the other half measures. Pairs on the same
+    samples agree whatever the judge says; they tell whether first order holds (`linearisation`).
+    """
+    pairs: dict[str, list[tuple[float, float, int]]] = {
+        name: [] for name in ("cross", "linearisation", "linearisation_at_every_checkpoint", "trapezoid", "fresh")
+    }
+    anchors: dict[tuple[Any, ...], int] = {}
+    for key, stages in runs.items():
+        for stage, series in stages.items():
+            for change in find(series).changes:
+                anchor = anchors.setdefault((*key, stage, change.since), len(anchors))
+                told: dict[str, list[tuple[float | None, float | None]]] = {
+                    "linearisation_at_every_checkpoint": [(change.predicted, change.measured)]
+                }
+                if change.last:
+                    told |= {
+                        "cross": [*change.cross],
+                        "linearisation": [(change.predicted, change.measured)],
+                        "trapezoid": [(change.trapezoid, change.measured)],
+                        "fresh": [(change.predicted, change.fresh)],
+                    }
+                for name, found in told.items():
+                    pairs[name] += [(x, y, anchor) for x, y in found if x is not None and y is not None]
+    names = ("the predicted change", "the measured change")
+    table = {}
+    for name, rows in pairs.items():
+        x, y, groups = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+        table[name] = asdict(agreement(x, y, groups, names=names))
+    return table
 
 
 def curve(series: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
@@ -182,14 +188,8 @@ def curve(series: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
 
 def report(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> None:
     """Prints and writes what the runs show."""
-    ends = [pair for stages in runs.values() for series in stages.values() for pair in pairs_of(series)]
-    every = [pair for stages in runs.values() for series in stages.values() for pair in all_pairs_of(series)]
-    trapezoid = [(told, measured) for _, measured, told in ends if told is not None]
     table: dict[str, Any] = {
-        "checkpoints": len(every),
-        "prediction_at_every_checkpoint": correlation(every),
-        "prediction_at_the_end_of_intervals": correlation([pair[:2] for pair in ends]),
-        "trapezoid": correlation(trapezoid),
+        "correlation_of_predicted_and_measured": correlations(runs),
         "runs": [],
     }
     for (kind, seed), stages in runs.items():

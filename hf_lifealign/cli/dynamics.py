@@ -161,7 +161,7 @@ def _overview_text(series: dict[str, "Findings"]) -> str:
     for name, found in series.items():
         scores = found.scores
         ends = [f"{p.score:.3f}" for p in (scores[0], scores[-1])] if scores else ["–", "–"]
-        correlation = found.prediction["last"].correlation
+        correlation = found.prediction["cross"].correlation
         rows.append([name, found.verdict, *ends, "–" if correlation is None else f"{correlation:.2f}"])
     return markdown_table(("series", "verdict", "S at the start", "S at the end", "correlation"), rows, left=2)
 

@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
-from hf_lifealign.dynamics.following import Anchor, to_json
+from hf_lifealign.dynamics.following import STATE, Anchor, to_json
 from hf_lifealign.dynamics.force_batch import (
+    FEW_UPDATES,
     ForceBatch,
     Gradients,
     NotEstimableError,
     is_likelihood,
+    is_plain_likelihood,
     loss_gradients,
     split_gradients,
 )
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.logs import flat
-from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
 from hf_lifealign.dynamics.samples import read_probes
 from hf_lifealign.dynamics.series import FILE, Series
-from hf_lifealign.dynamics.updates import inner_product, norm, plain_optimizer, scales_of, snapshot, step_of
+from hf_lifealign.dynamics.updates import (
+    Tensors,
+    coming_rates,
+    inner_product,
+    norm,
+    plain_optimizer,
+    scales_of,
+    snapshot,
+    step_of,
+)
 from hf_lifealign.judges import Judge, JudgeError, resolve_judge
 
 if TYPE_CHECKING:
@@ -33,6 +44,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORCES = ("auto", "gradient", "none")
+# Samples of each probe from which both halves have a force.
+LEAST_CROSS = 4
+_WHOLE_CHECKPOINTS = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 
 class AlignmentDynamicsCallback(TrainerCallback):
@@ -49,9 +63,22 @@ class AlignmentDynamicsCallback(TrainerCallback):
     Everything goes to `dynamics.jsonl` in the output folder, for `lifealign dynamics RUN`, and to the trainer's logs
     under `dynamics/`. What is not estimable is said, with its reason.
 
-    Memory: two copies of the trained parameters in float32, and three more while forces are measured. Beyond
-    `max_parameters`, and under DeepSpeed and FSDP, the score is followed without forces. Under DDP every process
-    measures the same, and the first one writes.
+    Whether the forces can be relied on is told by halves of the samples: grad S by the one half predicts what the other
+    half measures, so that a judge which says nothing of the answers is not taken for one that does. This needs at least
+    4 samples of each probe.
+
+    A force is what one step does, at the mean learning rate of the steps up to the next anchor where the schedule is a
+    formula (`LambdaLR`), else at the present one.
+
+    Drive and rebound are the parts of a plain negative log-likelihood. Of any other loss (label smoothing,
+    `compute_loss_func`, `loss_type="dft"`, another `compute_loss`, preferences) the whole force is measured, which
+    needs `trainer`; without it, a loss that was given to the trainer as a function is not noticed.
+
+    Memory: four copies of the trained parameters in float32 (where they were, and grad S by all samples and by each
+    half), which are in each checkpoint as well, and up to six more while forces are measured: means of both parts and
+    of the squares, both parts of an update, and what a backward returns. Beyond `max_parameters`, and under DeepSpeed
+    and FSDP, the score is followed without forces, and nothing of this is held. Under DDP every process measures the
+    same, by what the first one draws and judges, and the first one writes.
 
     Example:
 
@@ -71,8 +98,9 @@ class AlignmentDynamicsCallback(TrainerCallback):
         every (`int`): steps between scores.
         anchor_every (`int`, *optional*): steps between anchors; five times `every` by default. An anchor comes earlier
             where the samples no longer carry.
-        force_batch (`int`): training rows on which forces are measured.
-        samples (`int`): answers to each probe.
+        force_batch (`int`): training rows on which forces are measured, at least: rows for 8 updates are taken where
+            the data has them, and always whole updates.
+        samples (`int`): answers to each probe; at least 2 for forces, and 4 for a verdict on them.
         max_new_tokens (`int`): longest answer.
         score_tokens (`int`, *optional*): tokens of an answer by whose likelihood it is weighed; all by default.
         least_ess (`float`): share of effective samples below which a new anchor is taken.
@@ -130,6 +158,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         self.anchor: Anchor | None = None
         self.series: Series | None = None
         self._without: str | None = None
+        self._warned = False
 
     @property
     def entries(self) -> list[dict[str, Any]]:
@@ -147,6 +176,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
             self.judge_timeout,
         )  # fmt: skip
         self.meter.refuse_too_long(model)
+        self._warn_of_uploads(args)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._without = self._why_without_forces(args)
         self._batch: ForceBatch | str | None = None
@@ -166,19 +196,32 @@ class AlignmentDynamicsCallback(TrainerCallback):
             self._measure(args, state, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0:
+        # the last step here, since at the end of the training the trainer may have loaded another model
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if last or state.global_step % self.every == 0:
             self._measure(args, state, **kwargs)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self.entries or self.entries[-1]["step"] != state.global_step:
+        # a training that was stopped in another place, as by an evaluation
+        other = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        if not other and (not self.entries or self.entries[-1]["step"] != state.global_step):
             self._measure(args, state, **kwargs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if self.anchor is not None and state.is_world_process_zero and folder.is_dir():
             self.anchor.save(folder)
+
+    def _warn_of_uploads(self, args: TrainingArguments) -> None:
+        if not self._warned and args.push_to_hub and args.hub_strategy in _WHOLE_CHECKPOINTS:
+            self._warned = True
+            logger.warning(
+                f"You set hub_strategy={HubStrategy(args.hub_strategy).value!r}, which uploads checkpoints whole. They "
+                f"hold {STATE}, with the model's answers to your probes, so that training can go on with the same "
+                "series. If these are not to be published, set hub_strategy='every_save' or 'end'."
+            )
 
     # A measurement
 
@@ -201,7 +244,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         with undisturbed(model):
             due = self._follow(model, step, entry)
             if due:
-                self._take_anchor(args, model, step, entry, kwargs)
+                self._take_anchor(args, state, model, entry, kwargs)
         entry["seconds"] = time.perf_counter() - start
         assert self.series is not None
         self.series.add(entry)
@@ -234,12 +277,18 @@ class AlignmentDynamicsCallback(TrainerCallback):
                         told[name] = anchor.forces[name] * steps
                 if "net" in told:
                     told["residual"] = told["log_odds"] - told["net"]
+            cross = anchor.cross(self.parameters, logps)
+            if cross:
+                told["cross"] = cross
             entry["attribution"] = told
-        return step - anchor.step >= self.anchor_every or found.score.ess < self.least_ess
+        due = step - anchor.step >= self.anchor_every or found.score.ess < self.least_ess
+        # by rounding the weights may differ between processes, and an anchor is taken by all or by none
+        return from_first_process(lambda: due)
 
     def _take_anchor(
-        self, args: TrainingArguments, model: Any, step: int, entry: dict[str, Any], kwargs: dict[str, Any]
+        self, args: TrainingArguments, state: TrainerState, model: Any, entry: dict[str, Any], kwargs: dict[str, Any]
     ) -> None:
+        step = state.global_step
         try:
             samples = self.meter.draw(model, step)
         except JudgeError as error:
@@ -256,13 +305,14 @@ class AlignmentDynamicsCallback(TrainerCallback):
         entry["narrowness"] = self.meter.narrowness(samples)
         reason = self._without or samples.one_sided()
         if reason is None:
-            reason = self._forces(args, model, entry, before, kwargs)
+            reason = self._forces(args, state, model, entry, before, kwargs)
         if reason is not None:
-            entry["not_estimable"] = {"forces": reason}
+            entry["not_estimable"] = {**entry.get("not_estimable", {}), "forces": reason}
 
     def _forces(
         self,
         args: TrainingArguments,
+        state: TrainerState,
         model: Any,
         entry: dict[str, Any],
         before: Anchor | None,
@@ -280,12 +330,21 @@ class AlignmentDynamicsCallback(TrainerCallback):
             if behind is not None and "log_odds" in told and anchor.gate > 0:
                 # the mean of both ends is right to second order
                 told["trapezoid"] = (told["log_odds"] + behind / anchor.gate) / 2
+        if before is not None:
+            before.release()
         anchor.gradient, anchor.parameters = gradient, snapshot(self.parameters)
+        self._halve(model, anchor, entry)
+        left = state.max_steps - anchor.step
+        # anchors are taken where the score is, every so many steps
+        interval = -(-self.anchor_every // self.every) * self.every
+        rates = coming_rates(kwargs.get("optimizer"), kwargs.get("lr_scheduler"), min(interval, left))
+        if not any(rates):
+            return "the learning rate is 0, so that a step changes nothing"
         try:
             found = self._gradients(args, model, kwargs)
         except NotEstimableError as error:
             return str(error)
-        scales = scales_of(kwargs.get("optimizer"), self.parameters, found.second)
+        scales = scales_of(kwargs.get("optimizer"), self.parameters, found.second, rates, found.updates)
         if scales is None:
             kind = type(plain_optimizer(kwargs.get("optimizer"))).__name__
             return f"the optimizer ({kind}) is neither SGD nor Adam nor AdamW, or does not train these parameters"
@@ -293,8 +352,29 @@ class AlignmentDynamicsCallback(TrainerCallback):
             name: inner_product(gradient, step_of(part, scales)) / anchor.gate for name, part in found.parts.items()
         }
         anchor.forces = {**forces, "net": sum(forces.values())}
-        entry["forces"] = {**anchor.forces, "loss": found.loss, "rows": found.rows}
+        entry["forces"] = {**anchor.forces, "loss": found.loss, "rows": found.rows, "updates": found.updates}
+        if found.updates < FEW_UPDATES:
+            entry["forces"]["reason"] = (
+                f"{found.updates} update{'s' * (found.updates != 1)} of training rows: the forces are rough, their "
+                "split even more so"
+            )
         return None
+
+    def _halve(self, model: Any, anchor: Anchor, entry: dict[str, Any]) -> None:
+        """grad S by each half of the anchor's samples.
+
+        The gradient by all samples is measured beside them, and is not their mean: its baseline is that of all answers
+        to a probe, which is less noisy than one of half as many. Both halves together cost one more backward.
+        """
+        if self.samples < LEAST_CROSS:
+            why = f"samples={self.samples}: both halves of them are needed, so at least {LEAST_CROSS} of each probe"
+            entry["not_estimable"] = {**entry.get("not_estimable", {}), "cross": why}
+            return
+        found: list[Tensors | None] = []
+        for half in (anchor.samples.half(0), anchor.samples.half(1)):
+            told = half.one_sided() is None
+            found.append(self.meter.score_gradient(model, self.parameters, half, half.logps) if told else None)
+        anchor.halves = (found[0], found[1])
 
     def _gradients(self, args: TrainingArguments, model: Any, kwargs: dict[str, Any]) -> Gradients:
         if self._batch is None:
@@ -304,12 +384,12 @@ class AlignmentDynamicsCallback(TrainerCallback):
                 self._batch = str(error)
         if isinstance(self._batch, str):
             raise NotEstimableError(self._batch)
-        if is_likelihood(self._batch.first()):
+        if is_likelihood(self._batch.first()) and is_plain_likelihood(args, self.trainer):
             return split_gradients(model, self.parameters, self._batch)
         if self.trainer is None:
             raise NotEstimableError(
-                "the loss of this trainer is not a likelihood: set the callback's trainer, so that its loss can be "
-                "measured"
+                "the loss of this trainer is not a plain likelihood: set the callback's trainer, so that its loss can "
+                "be measured"
             )
         if hasattr(self.trainer, "_generate_and_score_completions"):
             raise NotEstimableError("this trainer generates what it learns from: there is no batch before it does")

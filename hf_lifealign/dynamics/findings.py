@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Change:
         drive, rebound, net (`float`, *optional*): the forces at the anchor times the steps since.
         residual (`float`, *optional*): what is predicted beyond `net`.
         ess (`float`, *optional*): share of the anchor's samples that are still effective.
+        cross (`list` of pairs): predicted by one half of the anchor's samples, and measured on the other half.
     """
 
     since: int
@@ -73,6 +74,7 @@ class Change:
     net: float | None = None
     residual: float | None = None
     ess: float | None = None
+    cross: tuple[tuple[float, float], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -125,9 +127,11 @@ class Findings:
         changes (`list[Change]`): of every measurement since each anchor.
         forces (`list[Force]`): at each anchor that has them.
         narrowness (`list[dict]`): step, and the chance that two aligned answers begin alike.
-        prediction (`dict[str, Agreement]`): of predicted and measured change of log-odds: `last`, independent pairs at
-            the ends of intervals; `all`, which share their starts; `trapezoid`, by the gradients at both ends; `fresh`,
-            against the difference of both anchors' own samples.
+        prediction (`dict[str, Agreement]`): of predicted and measured change of log-odds at the ends of intervals:
+            `cross`, predicted by one half of the samples and measured on the other, on which the verdict is. On the
+            same samples, which says that first order holds, and nothing of whether the samples speak for the model:
+            `linearisation`; `all`, on the way as well, which share their starts; `trapezoid`, by the gradients at both
+            ends. `fresh`, against the difference of both anchors' own samples.
         verdict (`str`): whether forces can be relied on here.
         reasons (`list[str]`): for it.
         calibration ([`Agreement`]): of `net` at an anchor and the measured change for each step of its interval.
@@ -203,7 +207,9 @@ def find(entries: Sequence[dict[str, Any]], target: float | None = None) -> Find
     ends = [c for c in changes if c.last and c.net is not None and c.measured is not None]
     net, measured = [_part(c.net) / c.steps for c in ends], [_part(c.measured) / c.steps for c in ends]
     forecast = agreement(net, measured, names=("the net force", "the measured change for each step"))
-    verdict, reasons = judge_forces(prediction["last"], prediction["trapezoid"], forecast)
+    missing = _missing(entries)
+    lacking = next((m.reason for m in missing if m.what == "cross"), None)
+    verdict, reasons = judge_forces(prediction, forecast, lacking)
     phase = [(f.score, f.rebound) for f in forces if f.score is not None and f.rebound is not None]
     scores = list({point.step: point.score for point in curve}.items())
     reached = None
@@ -227,7 +233,7 @@ def find(entries: Sequence[dict[str, Any]], target: float | None = None) -> Find
         phase=agreement([s for s, _ in phase], [r for _, r in phase], names=("S", "rebound")),
         target=target,
         reached=reached,
-        missing=_missing(entries),
+        missing=missing,
     )
 
 
@@ -246,40 +252,42 @@ def find_priming(first: Findings, again: Findings, target: float | None = None) 
     return Priming(one, other, priming_ratio(curves[0], curves[1], target=target))
 
 
-def judge_forces(last: Agreement, trapezoid: Agreement, forecast: Agreement) -> tuple[str, list[str]]:
+def judge_forces(
+    prediction: Mapping[str, Agreement], forecast: Agreement, lacking: str | None = None
+) -> tuple[str, list[str]]:
     """Whether the forces of a series can be relied on, and why.
 
     Args:
-        last ([`Agreement`]): of predicted and measured change over whole intervals.
-        trapezoid ([`Agreement`]): the same with the gradients of both ends, which tells why they disagree.
+        prediction (`dict[str, Agreement]`): of predicted and measured change; see [`Findings`]. The verdict is on
+            `cross` alone, whose two sides have no sample in common; `linearisation` and `trapezoid` tell why they
+            disagree.
         forecast ([`Agreement`]): of the net force at an anchor and the measured change for each step. Attribution knows
             the real update, a forecast does not: one may hold without the other.
+        lacking (`str`, *optional*): why there are no cross-checks.
 
     Returns:
         `tuple[str, list[str]]`: the verdict and its reasons.
     """
-    have = f"{last.points} interval{'s have' if last.points != 1 else ' has'} both a prediction and a measurement"
-    if last.points < LEAST_INTERVALS:
-        return TOO_FEW, [f"{have}; a verdict needs at least {LEAST_INTERVALS}."]
-    if last.correlation is None:
-        return TOO_FEW, [f"{have}, but {last.reason}."]
-    told = f"Predicted and measured changes correlate by {_interval(last)} over {last.points} intervals"
-    if last.correlation < LEAST_CORRELATION:
-        reasons = [f"{told}, which is below {LEAST_CORRELATION}."]
-        if trapezoid.correlation is not None and trapezoid.correlation >= LEAST_CORRELATION:
-            reasons.append(
-                f"With the gradients of both ends it is {trapezoid.correlation:.2f}: too much changes between anchors "
-                "for a forecast from the first. Take anchors more often."
-            )
-        else:
-            reasons.append("Take more samples of each probe, or more probes, and anchors more often.")
-        return UNRELIABLE, reasons
+    cross, same, trapezoid = (prediction[name] for name in ("cross", "linearisation", "trapezoid"))
+    number = cross.clusters
+    have = f"{number} interval{'s have' if number != 1 else ' has'} a prediction that other samples can check"
+    if number < LEAST_INTERVALS:
+        why = f" Not checked: {lacking}." if lacking else ""
+        return TOO_FEW, [f"{have}; a verdict needs at least {LEAST_INTERVALS}.{why}"]
+    if cross.correlation is None:
+        return TOO_FEW, [f"{have}, but {cross.reason}."]
+    told = (
+        "Changes predicted by one half of the samples and measured on the other correlate by "
+        f"{_interval(cross)} over {number} intervals"
+    )
+    if cross.correlation < LEAST_CORRELATION:
+        return UNRELIABLE, [f"{told}, which is below {LEAST_CORRELATION}.", _why_unreliable(same, trapezoid)]
     reasons = [f"{told}, which is at least {LEAST_CORRELATION}."]
-    if last.low is None or last.low < LEAST_CORRELATION:
+    if cross.low is None or cross.low < LEAST_CORRELATION:
         reasons.append(f"The interval reaches below {LEAST_CORRELATION}, so that this may be chance.")
-    if last.slope is not None and not _ALIKE[0] <= last.slope <= _ALIKE[1]:
+    if cross.slope is not None and not _ALIKE[0] <= cross.slope <= _ALIKE[1]:
         reasons.append(
-            f"Measured changes are {last.slope:.2f} of the predicted ones: rely on signs and order, not on sizes."
+            f"Measured changes are {cross.slope:.2f} of the predicted ones: rely on signs and order, not on sizes."
         )
     if forecast.correlation is not None and forecast.correlation < LEAST_CORRELATION:
         reasons.append(
@@ -287,6 +295,26 @@ def judge_forces(last: Agreement, trapezoid: Agreement, forecast: Agreement) -> 
             f"only {_interval(forecast)} with what follows."
         )
     return RELIABLE, reasons
+
+
+def _why_unreliable(same: Agreement, trapezoid: Agreement) -> str:
+    """What to do, by whether first order holds on the same samples."""
+
+    def holds(found: Agreement) -> bool:
+        return found.correlation is not None and found.correlation >= LEAST_CORRELATION
+
+    if holds(same):
+        return (
+            f"On the same samples it is {same.correlation:.2f}: first order holds, but what the samples say is mostly "
+            "chance, or the judge's verdicts do not depend on the answers. Take more samples of each probe, or more "
+            "probes."
+        )
+    if holds(trapezoid):
+        return (
+            f"On the same samples, with the gradients of both ends, it is {trapezoid.correlation:.2f}: too much "
+            "changes between anchors for a forecast from the first. Take anchors more often."
+        )
+    return "Take more samples of each probe, or more probes, and anchors more often."
 
 
 def _interval(found: Agreement) -> str:
@@ -304,8 +332,11 @@ def _prediction(changes: Sequence[Change]) -> dict[str, Agreement]:
         return agreement(x, y, anchors, names=("the predicted change", "the measured change"))
 
     last = [change for change in changes if change.last]
+    crossed = [(*pair, change.since) for change in last for pair in change.cross]
+    x, y, anchors = [pair[0] for pair in crossed], [pair[1] for pair in crossed], [pair[2] for pair in crossed]
     return {
-        "last": of(last, "predicted", "measured"),
+        "cross": agreement(x, y, anchors, names=("the predicted change", "the measured change")),
+        "linearisation": of(last, "predicted", "measured"),
         "all": of(changes, "predicted", "measured"),
         "trapezoid": of(last, "trapezoid", "measured"),
         "fresh": of(last, "predicted", "fresh"),
@@ -375,9 +406,22 @@ def _changes(entries: Sequence[dict[str, Any]]) -> list[Change]:
             "trapezoid": _number(entry, "attribution", "trapezoid"),
             "fresh": ends[1] - ends[0] if all(map(math.isfinite, ends)) else None,
             "ess": _number(entry, "rescored" if "rescored" in entry else "score", "ess"),
+            "cross": _cross(entry),
         }
     last = {since: max(step for start, step in found if start == since) for since, _ in found}
     return [Change(since, step, step == last[since], **found[since, step]) for since, step in sorted(found)]
+
+
+def _cross(entry: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    """The pairs of a cross-check that have both sides."""
+    told = entry.get("attribution")
+    pairs = told.get("cross") if isinstance(told, dict) else None
+    found = []
+    for pair in pairs if isinstance(pairs, list) else ():
+        sides = [_number({"side": side}, "side") for side in pair] if isinstance(pair, list) and len(pair) == 2 else []
+        if sides and None not in sides:
+            found.append((_part(sides[0]), _part(sides[1])))
+    return tuple(found)
 
 
 def _forces(entries: Sequence[dict[str, Any]]) -> list[Force]:
@@ -408,7 +452,10 @@ def _missing(entries: Sequence[dict[str, Any]]) -> list[Missing]:
     for entry in entries:
         told = entry.get("not_estimable")
         pairs = list(told.items()) if isinstance(told, dict) else []
-        names = (("score", "score"), ("rescored", "score"), ("log_odds_change", "change of log-odds"))
+        names = (
+            ("score", "score"), ("rescored", "score"), ("log_odds_change", "change of log-odds"),
+            ("forces", "sizes of forces"),
+        )  # fmt: skip
         pairs += [(what, entry[key].get("reason")) for key, what in names if isinstance(entry.get(key), dict)]
         for what, reason in pairs:
             if reason:

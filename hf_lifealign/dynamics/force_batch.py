@@ -1,10 +1,12 @@
 """Training rows on which forces are measured: the same ones throughout, in updates as the trainer makes them."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import Trainer
 
 from hf_lifealign.dynamics.forces import IGNORED, split_nll
 from hf_lifealign.dynamics.likelihood import add_gradient
@@ -14,6 +16,12 @@ from hf_lifealign.dynamics.updates import Tensors, norm
 # Logits that are held at once in a forward and two backwards, in bytes.
 _LOGITS = 128 * 1024**2
 DRIVE, REBOUND, TOTAL = "drive", "rebound", "total"
+# Updates for whose rows a force batch has room: the mean square of fewer gradients is hardly a second moment, and
+# dividing by it makes drive and rebound explode.
+UPDATES, FEW_UPDATES = 8, 4
+_SEAM = "ExtraLossMixin"
+# What a configuration calls the plain negative log-likelihood; TRL reads the second as the first.
+_PLAIN = ("nll", "chunked_nll", None)
 # A piece of a batch: losses by name, summed over so many tokens or rows.
 Terms = tuple[dict[str, torch.Tensor], float]
 
@@ -33,16 +41,19 @@ class Gradients:
             moment tends to.
         loss (`float`): the loss, in nats for each learnt token where it is a likelihood.
         rows (`int`): rows of the batch.
+        updates (`int`): that they make.
     """
 
     parts: dict[str, Tensors]
     second: Tensors
     loss: float
     rows: int
+    updates: int = 1
 
 
 class ForceBatch:
-    """A fixed sample of training rows.
+    """A fixed sample of training rows, in whole updates: what is left over beside at least one is dropped, since an
+    update of fewer rows has another gradient.
 
     Args:
         rows (`list`): of the training set, as the trainer's collator takes them.
@@ -60,8 +71,10 @@ class ForceBatch:
         accumulate: int = 1,
         max_norm: float | None = None,
     ):
-        self.rows, self.collate, self.max_norm = list(rows), collate, max_norm
+        self.collate, self.max_norm = collate, max_norm
         self.batch_size, self.accumulate = max(1, batch_size), max(1, accumulate)
+        over = len(rows) % (self.batch_size * self.accumulate)
+        self.rows = list(rows[: len(rows) - over]) or list(rows)
 
     @classmethod
     def of(cls, dataloader: Any, count: int, seed: int, args: Any = None) -> "ForceBatch":
@@ -69,7 +82,7 @@ class ForceBatch:
 
         Args:
             dataloader (`DataLoader`): of the trainer.
-            count (`int`): how many rows.
+            count (`int`): how many rows at least; more where 8 updates need more, and fewer where there are no more.
             seed (`int`): which.
             args (`TrainingArguments`, *optional*): by which an update is made of batches.
 
@@ -77,14 +90,16 @@ class ForceBatch:
             NotEstimableError: if its rows cannot be chosen.
         """
         dataset: Any = getattr(dataloader, "dataset", None)
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        length = _length(dataset)
+        if length is None or not hasattr(dataset, "__getitem__"):
             raise NotEstimableError("the training data is a stream, of which no fixed batch can be chosen")
-        if not len(dataset) or not isinstance(dataset[0], dict):
+        if not length or not isinstance(dataset[0], dict):
             raise NotEstimableError("the training data has no rows of its own before training")
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].tolist()
         inner = getattr(dataloader, "batch_sampler", None)
         size = getattr(dataloader, "batch_size", None) or getattr(inner, "batch_size", None) or 8
         accumulate = getattr(args, "gradient_accumulation_steps", 1) * getattr(args, "world_size", 1)
+        count = max(count, UPDATES * int(size) * accumulate)
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))[:count].tolist()
         # not sorted: rows that lie together are often alike, and those of an update are not
         rows = [dataset[i] for i in order]
         return cls(rows, dataloader.collate_fn, int(size), accumulate, getattr(args, "max_grad_norm", None))
@@ -109,9 +124,42 @@ class ForceBatch:
         return found
 
 
+def _length(dataset: Any) -> int | None:
+    """Rows of a data set; `None` if it cannot tell."""
+    try:
+        return len(dataset)
+    except Exception:  # what has a length by name alone raises whatever its author thought fit
+        return None
+
+
 def is_likelihood(batch: dict[str, Any]) -> bool:
     """Whether a training batch is one of a next-token likelihood, as of SFT."""
     return "input_ids" in batch and "labels" in batch and batch["labels"].shape == batch["input_ids"].shape
+
+
+def is_plain_likelihood(args: Any, trainer: Any = None) -> bool:
+    """Whether a trainer learns such batches by their negative log-likelihood, and by nothing else: only that splits
+    into drive and rebound.
+
+    Args:
+        args (`TrainingArguments`): of the trainer.
+        trainer ([`~transformers.Trainer`], *optional*): without it a loss that was given as a function is not seen.
+    """
+    if getattr(args, "label_smoothing_factor", 0) or getattr(args, "loss_type", None) not in _PLAIN:
+        return False
+    if trainer is None:
+        return True
+    if getattr(trainer, "compute_loss_func", None) is not None or getattr(trainer, "aux_loss_enabled", False):
+        return False
+    known = [Trainer.compute_loss]
+    # a trainer of TRL has been imported; others do without it
+    if "trl.trainer.sft_trainer" in sys.modules:
+        known.append(sys.modules["trl.trainer.sft_trainer"].SFTTrainer.compute_loss)
+    if "compute_loss" in vars(trainer) or bool(getattr(trainer, "extra_losses", None)):
+        return False
+    # the seam for strategies' extra losses adds nothing where there are none
+    own: Any = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and kind.__name__ != _SEAM)
+    return own.compute_loss in known
 
 
 def split_gradients(model: Any, parameters: Sequence[torch.Tensor], batch: ForceBatch) -> Gradients:
@@ -164,9 +212,12 @@ def _gradients(
         return [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
 
     means, second = {name: zeros() for name in names}, zeros()
+    parts = {name: zeros() for name in names}
     loss, count, updates = 0.0, 0.0, 0
     for batches in batch.updates(next(model.parameters()).device):
-        parts, weight = {name: zeros() for name in names}, 0.0
+        weight = 0.0
+        for part in (part for tensors in parts.values() for part in tensors):
+            part.zero_()
         with torch.enable_grad():
             for inputs, rows in batches:
                 for losses, units in terms(inputs, rows):
@@ -177,13 +228,15 @@ def _gradients(
                         weight += units
         if not weight:
             continue
-        whole = [torch.stack(tensors).sum(0) / weight for tensors in zip(*parts.values(), strict=True)]
-        clip = min(1.0, batch.max_norm / (norm(whole) + 1e-6)) if batch.max_norm else 1.0
+        clip = 1.0
+        if batch.max_norm:
+            clip = min(1.0, batch.max_norm / (_norm_of_sum(list(parts.values())) / weight + 1e-6))
         for name in names:
             for mean, part in zip(means[name], parts[name], strict=True):
                 mean.add_(part, alpha=clip / weight)
-        for square, tensor in zip(second, whole, strict=True):
-            square.addcmul_(tensor, tensor, value=clip**2)
+        for square, pieces in zip(second, zip(*parts.values(), strict=True), strict=True):
+            whole = sum(pieces[1:], pieces[0])
+            square.addcmul_(whole, whole, value=(clip / weight) ** 2)
         count += weight
         updates += 1
     if not updates:
@@ -191,4 +244,9 @@ def _gradients(
     for tensors in (*means.values(), second):
         for tensor in tensors:
             tensor /= updates
-    return Gradients(means, second, loss / count, len(batch.rows))
+    return Gradients(means, second, loss / count, len(batch.rows), updates)
+
+
+def _norm_of_sum(parts: list[Tensors]) -> float:
+    """Euclidean norm of the sum of some gradients, one parameter at a time: the sum is never held as a whole."""
+    return float(sum(norm([sum(tensors[1:], tensors[0])]) ** 2 for tensors in zip(*parts, strict=True)) ** 0.5)

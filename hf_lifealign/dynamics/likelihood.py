@@ -1,8 +1,9 @@
 """Log-likelihoods of answers, each prompt read once for all its answers, and their gradients."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,16 +26,31 @@ def undisturbed(model: Any) -> Iterator[None]:
 
     modes = [(module, module.training) for module in model.modules()]
     own, numbers = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    drawn = _random_states({p.device for p in model.parameters()})
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=[]):
             yield
     finally:
+        for put_back, state in drawn:
+            put_back(state)
         for module, mode in modes:
             module.training = mode
         random.setstate(own)
         np.random.set_state(numbers)
+
+
+def _random_states(devices: Iterable[torch.device]) -> list[tuple[Callable[[torch.Tensor], None], torch.Tensor]]:
+    """The random states of accelerators (CUDA, XPU, MPS and whatever torch knows), each with what puts it back."""
+    found: list[tuple[Callable[[torch.Tensor], None], torch.Tensor]] = []
+    for device in sorted(devices, key=str):
+        kind: Any = getattr(torch, device.type, None)
+        if device.type in ("cpu", "meta") or not hasattr(kind, "get_rng_state"):
+            continue
+        # Apple's is a single device, whose functions take none
+        which: dict[str, Any] = {} if device.type == "mps" else {"device": device}
+        found.append((partial(kind.set_rng_state, **which), kind.get_rng_state(**which)))
+    return found
 
 
 def takes(model: Any, name: str) -> bool:

@@ -1,11 +1,12 @@
 """Measures an alignment score: answers drawn, judged, and weighed anew as the model moves on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import distributed
 from transformers import GenerationConfig
 
 from hf_lifealign.diversity.collision import prefix_collision
@@ -13,9 +14,11 @@ from hf_lifealign.dynamics.forces import importance_weights
 from hf_lifealign.dynamics.likelihood import logps_of, takes, weighted_gradient
 from hf_lifealign.dynamics.samples import Probe, Samples
 from hf_lifealign.dynamics.updates import Tensors
-from hf_lifealign.judges import Judge, judged
+from hf_lifealign.judges import Judge, JudgeError, judged
 from hf_lifealign.metrics.alignment_dynamics import ChangeEstimate, ScoreEstimate, alignment_score, log_odds_change
 from hf_lifealign.prompts import prompt_ids, prompt_text, tokenize
+
+T = TypeVar("T")
 
 # Tokens into aligned answers at which narrowness is measured.
 NARROWNESS = (1, 2, 4, 8)
@@ -101,7 +104,9 @@ class AlignmentMeter:
     def draw(self, model: Any, step: int) -> Samples:
         """Draws and judges answers of the model, which is in evaluation mode.
 
-        The same seed and step draw the same answers of the same model.
+        The same seed and step draw the same answers of the same model. With several processes the answers and the
+        judgements are those of the first one on all of them: a judge need not say the same twice, and processes that
+        go on differently wait for each other without end. Where it fails, it fails on all.
 
         Raises:
             JudgeError: if the judge fails; see [`judged`].
@@ -114,8 +119,9 @@ class AlignmentMeter:
             chosen = order[start : start + together]
             for i, rows in zip(chosen, self._generate(model, chosen), strict=True):
                 completions[i] = rows
+        completions = from_first_process(lambda: completions)
         drawn = Samples(step, self.prompt_ids, completions)
-        drawn.labels = self._judge(completions)
+        drawn.labels = from_first_process(lambda: self._judge(completions))
         drawn.logps = self.logps(model, drawn)
         return drawn
 
@@ -188,6 +194,31 @@ class AlignmentMeter:
             if told:
                 found[f"c_{k}"] = sum(told) / len(told)
         return found
+
+
+def from_first_process(made: Callable[[], T]) -> T:
+    """What the first process makes, on every process of a distributed training; with one process just that.
+
+    Raises:
+        JudgeError: on the others, if it fails on the first, where its own error is raised.
+    """
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return made()
+    box: list[Any] = [None, None]
+    failed: Exception | None = None
+    if distributed.get_rank() == 0:
+        try:
+            box[0] = made()
+        except Exception as error:
+            # the others wait for this, whatever it is
+            failed, box[1] = error, str(error) or type(error).__name__
+    distributed.broadcast_object_list(box, src=0)
+    if failed is not None:
+        raise failed
+    if box[1] is not None:
+        raise JudgeError(box[1])
+    found: T = box[0]
+    return found
 
 
 @contextmanager

@@ -85,6 +85,15 @@ class Samples:
         """Log-likelihoods of another state of the model, less those when they were drawn."""
         return [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(logps, self.logps, strict=True)]
 
+    def half(self, which: int) -> "Samples":
+        """Every second answer to each probe, from the first (0) or the second (1) on: two halves that share no answer
+        and no label."""
+
+        def cut(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+            return [list(row[which::2]) for row in rows]
+
+        return Samples(self.step, self.prompt_ids, cut(self.completion_ids), cut(self.labels), cut(self.logps))
+
     def one_sided(self) -> str | None:
         """Why no force can be estimated from these labels, or `None`."""
         values = [label for row in self.labels for label in row]

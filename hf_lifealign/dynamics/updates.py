@@ -7,6 +7,9 @@ import torch
 
 Tensors = list[torch.Tensor]
 
+# By how much Adam's second moment is below what it tends to where the steps so far have hardly touched an entry.
+_HARDLY = 100
+
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
@@ -38,44 +41,88 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return getattr(optimizer, "optimizer", optimizer)
 
 
+def coming_rates(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
+    """Learning rate of each parameter group, as the mean over the coming steps.
+
+    A force is what a step does, and the rate of a single step may be 0: at the start of a warm-up, or at the end of a
+    decay. A `LambdaLR`, which all schedules of transformers by a formula are, tells later rates without being stepped.
+    Of any other schedule, and where no step is to come, the present rates are given.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): or accelerate's wrapper of one.
+        scheduler (`LRScheduler`, *optional*): its schedule.
+        steps (`int`): how many are to come.
+    """
+    groups = plain_optimizer(optimizer).param_groups
+    if steps > 0 and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        coming = range(scheduler.last_epoch, scheduler.last_epoch + steps)
+        told = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        means = [float(base) * sum(float(rate(step)) for step in coming) / steps for base, rate in told]
+        if len(means) == len(groups):
+            return means
+    return [float(group["lr"]) for group in groups]
+
+
 def scales_of(
-    optimizer: Any, parameters: Sequence[torch.Tensor], second: Sequence[torch.Tensor]
+    optimizer: Any,
+    parameters: Sequence[torch.Tensor],
+    second: Sequence[torch.Tensor],
+    rate: Sequence[float] | None = None,
+    updates: int = 1,
 ) -> list[torch.Tensor | float] | None:
     """By what an optimizer multiplies a lasting gradient in one step, for each parameter: ``lr`` for SGD, ``lr /
-    (sqrt(max(v, s)) + eps)`` for Adam and AdamW, with its present second moments `v` and those `s` that it tends to.
+    (sqrt(v) + eps)`` for Adam and AdamW.
+
+    `v` is the second moment that the optimizer has, and before its first step the mean square `s` of the gradients that
+    are given. Both estimate the same, the one from as many updates as its average reaches back, the other from
+    `updates`, and so they are pooled by these numbers: after some tens of steps it is the optimizer's own. Where that
+    is below a hundredth of `s`, the steps so far have hardly touched an entry; it is no estimate there, the entry
+    would seem to leap, and `s` is taken.
 
     A gradient that lasts passes the first moment unchanged, and a momentum of SGD multiplies it by ``1 / (1 -
-    momentum)``; what the moments still carry of earlier gradients is not counted. Weight decay is not either. Without
-    `s`, entries which the steps so far have hardly touched would seem to leap.
+    momentum)``; what the moments still carry of earlier gradients is not counted. Weight decay is not either.
 
     Args:
         optimizer (`torch.optim.Optimizer`): or accelerate's wrapper of one.
         parameters (`list[torch.Tensor]`): those whose scales are wanted.
         second (`list[torch.Tensor]`): mean square of the gradient of an update.
+        rate (`list[float]`, *optional*): learning rate of each parameter group; the present ones by default. See
+            [`coming_rates`].
+        updates (`int`): over which `second` is a mean.
 
     Returns:
         `list` of scalars or `torch.Tensor`; `None` if the optimizer is of another kind.
     """
     plain = plain_optimizer(optimizer)
-    groups = {id(p): group for group in plain.param_groups for p in group["params"]}
+    rates = [float(group["lr"]) for group in plain.param_groups] if rate is None else list(rate)
+    groups = {id(p): i for i, group in enumerate(plain.param_groups) for p in group["params"]}
     found: list[torch.Tensor | float] = []
     for parameter, tended in zip(parameters, second, strict=True):
-        group = groups.get(id(parameter))
-        if group is None:
+        place = groups.get(id(parameter))
+        if place is None:
             return None
-        rate = float(group["lr"])
+        group, lr = plain.param_groups[place], rates[place]
         if isinstance(plain, torch.optim.SGD):
-            found.append(rate * (1 - group["dampening"]) / (1 - group["momentum"]) if group["momentum"] else rate)
+            found.append(lr * (1 - group["dampening"]) / (1 - group["momentum"]) if group["momentum"] else lr)
         elif isinstance(plain, torch.optim.Adam | torch.optim.AdamW):
-            state = plain.state.get(parameter) or {}
-            moment = tended.float()
-            if "exp_avg_sq" in state:
-                seen = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-                moment = torch.maximum(moment, seen.float() / (1 - group["betas"][1] ** float(state["step"])))
-            found.append(rate / (moment.sqrt() + group["eps"]))
+            moment = _second_moment(group, plain.state.get(parameter) or {}, tended.float(), updates)
+            found.append(lr / (moment.sqrt_() + group["eps"]))
         else:
             return None
     return found
+
+
+def _second_moment(group: dict[str, Any], state: dict[str, Any], tended: torch.Tensor, updates: int) -> torch.Tensor:
+    """A new tensor with the second moment by which Adam divides; see [`scales_of`]."""
+    if "exp_avg_sq" not in state:
+        return tended.clone()
+    seen, decay = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"], group["betas"][1]
+    share = 1 - decay ** float(state["step"])
+    own = seen.float() / share
+    # the weights of its average add up to `share`, and that of its last update is 1 - decay
+    back = share / (1 - decay)
+    pooled = (own * back + tended * updates) / (back + updates)
+    return torch.where(own * _HARDLY < tended, tended, pooled)
 
 
 def step_of(gradient: Sequence[torch.Tensor], scales: Sequence[torch.Tensor | float]) -> Tensors:

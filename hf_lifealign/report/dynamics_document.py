@@ -14,9 +14,10 @@ _MOST_ROWS = 40
 _NONE = "–"
 
 _KINDS = {
-    "last": ("whole intervals", "independent of each other; the verdict is on these"),
-    "all": ("all measurements", "those since one anchor share their start, so that they are not independent"),
-    "trapezoid": ("whole intervals, gradients of both ends", "right to second order"),
+    "cross": ("one half of the samples predicts, the other measures", "both ways; the verdict is on these"),
+    "linearisation": ("linearisation: the same samples", "whether first order holds, and nothing else"),
+    "all": ("linearisation, all measurements", "those since one anchor share their start: they are not independent"),
+    "trapezoid": ("linearisation, gradients of both ends", "right to second order"),
     "fresh": ("against fresh samples", "difference of both anchors' own scores: noisier, but on other samples"),
 }
 
@@ -33,8 +34,10 @@ _READING = (
     "**Residual** is what is attributed beyond the net force: momentum from earlier steps, forces that changed after "
     "the anchor, and batches that differ from those on which forces are measured.",
     "**Rebound is a response to further training, not to time**: nothing decays without gradient steps.",
-    "The predicted and the measured change of an interval rest on the same samples. Their agreement says that first "
-    "order holds from anchor to anchor; that the samples speak for the model is what the row on fresh samples tells.",
+    "**The verdict** is on predictions by one half of the samples, held against what the other half measures: they "
+    "have no answer and no judgement in common. On the same samples prediction and measurement agree whatever the "
+    "judge says, even by lot: that says that first order holds from anchor to anchor (linearisation), and no more. The "
+    "calibration rests on the same samples, too.",
 )
 
 
@@ -78,19 +81,19 @@ def overview_parts(name: str, series: Mapping[str, Findings], report: str) -> li
     """
     rows = []
     for each, found in series.items():
-        last = found.prediction["last"]
+        cross = found.prediction["cross"]
         scores = found.scores
         rows.append([
             link(each, *each.split("/"), report), found.verdict, _span(found),
             _point_text(scores[0]) if scores else _NONE, _point_text(scores[-1]) if scores else _NONE,
-            str(last.points), _correlation(last), str(sum(len(missing.steps) for missing in found.missing)),
+            str(cross.clusters), _correlation(cross), str(sum(len(missing.steps) for missing in found.missing)),
         ])  # fmt: skip
     head = ("series", "verdict", "steps", "S at the start", "S at the end", "intervals", "correlation",
             "not estimable")  # fmt: skip
     parts: list[Part] = [
         Heading(f"Alignment dynamics of {quoted(name)}", 1),
-        Paragraph(f"{len(series)} series. Each name leads to its report; correlation is of predicted and measured "
-                  "change over whole intervals, with its 95 % interval."),
+        Paragraph(f"{len(series)} series. Each name leads to its report; correlation is of the changes over whole "
+                  "intervals that one half of the samples predicts and the other measures, with its 95 % interval."),
         Table(head, rows, left=2),
         Heading("How to read this"),
         Items(_READING),
@@ -122,9 +125,12 @@ def key_figures(found: Findings) -> list[tuple[str, str, str]]:
                 what = f"at the last anchor, step {last_force.step}: change of log-odds in a step"
                 rows.append((f"{name} force" if name == "net" else name, f"{signed(value, 4, always=True)}", what))
     rows += [
-        ("correlation", _correlation(found.prediction["last"]), "predicted and measured change over whole intervals"),
+        ("correlation", _correlation(found.prediction["cross"]), "of changes that one half of the samples predicts and "
+         "the other half measures"),
+        ("linearisation", _correlation(found.prediction["linearisation"]), "the same on the same samples: whether "
+         "first order holds"),
         ("calibration", _number(found.factor), "measured change for each step over the net force; 1 where they agree"),
-    ]
+    ]  # fmt: skip
     if found.narrowness:
         values = ", ".join(f"{k} {v:.2f}" for k, v in found.narrowness[-1].items() if k != "step")
         rows.append(("narrowness", values, "chance that two aligned answers begin with the same k tokens, at the end"))

@@ -164,36 +164,34 @@ def phase_figure(found: Findings) -> "Figure | str":
 
 
 def prediction_figure(found: Findings) -> "Figure | str":
-    """Predicted against measured change of log-odds, with the diagonal and the verdict."""
-    pairs = [c for c in found.changes if c.predicted is not None and c.measured is not None]
-    if not pairs:
-        return "no measurement has both a predicted and a measured change"
-    last, others = [c for c in pairs if c.last], [c for c in pairs if not c.last]
-    both_ends = [c for c in last if c.trapezoid is not None]
-    keys: list[_Key] = [("whole interval", "marker", {"marker": "o", "color": _BLUE, "markersize": 6})]
-    if others:
-        keys.append(("on the way, with a shared start", "marker", {"marker": "o", "color": _BLUE, "markersize": 4,
-                                                                   "markerfacecolor": "white"}))  # fmt: skip
+    """Predicted against measured change of log-odds over whole intervals, with the diagonal and the verdict: by one
+    half of the samples against the other, and on the same samples."""
+    same = [c for c in found.intervals if c.predicted is not None and c.measured is not None]
+    cross = [pair for change in found.intervals for pair in change.cross]
+    if not same and not cross:
+        return "no interval has both a predicted and a measured change"
+    both_ends = [c for c in same if c.trapezoid is not None]
+    keys: list[_Key] = []
+    if cross:
+        keys.append(("one half predicts, the other measures", "marker", {"marker": "o", "color": _BLUE,
+                                                                         "markersize": 6}))  # fmt: skip
+    keys.append(("the same samples (linearisation)", "marker", {"marker": "o", "color": GREY, "markersize": 4,
+                                                                "markerfacecolor": "white"}))  # fmt: skip
     if both_ends:
-        keys.append(("with gradients of both ends", "marker", {"marker": "D", "color": _ORANGE, "markersize": 4.5}))
+        keys.append(("... gradients of both ends", "marker", {"marker": "D", "color": _ORANGE, "markersize": 4}))
     keys.append(("agreement", "line", {"color": GREY, "linestyle": (0, (4, 3)), "linewidth": 1.0}))
-    title = f"{found.verdict[:1].upper()}{found.verdict[1:]}: {_correlation_text(found.prediction['last'])}"
+    title = f"{found.verdict[:1].upper()}{found.verdict[1:]}: {_correlation_text(found.prediction['cross'])}"
     colour = {RELIABLE: _GREEN, UNRELIABLE: _RED}.get(found.verdict, INK)
-    number = len(last)
-    note = f"{number} whole interval{'s' * (number != 1)} between anchors; bars: 95 % interval of what was measured."
+    number = len(found.intervals)
+    note = f"{number} whole interval{'s' * (number != 1)} between anchors; verdict and correlation are of the halves."
     figure, top = _page(title, keys, 4.6, note, colour)
     ax = axes_at(figure, _LEFT, top, _WIDTH, 4.6)
-    for change in last:
-        if change.low is not None and change.high is not None:
-            ax.plot(
-                [_of(change.predicted)] * 2, [change.low, change.high], color=_BLUE, linewidth=0.8, alpha=0.5, zorder=3
-            )
     dots: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0.8}
-    ax.plot([_of(c.predicted) for c in others], [_of(c.measured) for c in others], marker="o", markersize=4,
-            markeredgecolor=_BLUE, markerfacecolor="white", alpha=0.75, zorder=4, **dots)  # fmt: skip
-    ax.plot([_of(c.trapezoid) for c in both_ends], [_of(c.measured) for c in both_ends], marker="D", markersize=4.5,
-            color=_ORANGE, markeredgecolor="white", zorder=5, **dots)  # fmt: skip
-    ax.plot([_of(c.predicted) for c in last], [_of(c.measured) for c in last], marker="o", markersize=7, color=_BLUE,
+    ax.plot([_of(c.predicted) for c in same], [_of(c.measured) for c in same], marker="o", markersize=4,
+            markeredgecolor=GREY, markerfacecolor="white", alpha=0.75, zorder=4, **dots)  # fmt: skip
+    ax.plot([_of(c.trapezoid) for c in both_ends], [_of(c.measured) for c in both_ends], marker="D", markersize=4,
+            color=_ORANGE, markeredgecolor="white", alpha=0.75, zorder=5, **dots)  # fmt: skip
+    ax.plot([x for x, _ in cross], [y for _, y in cross], marker="o", markersize=7, color=_BLUE,
             markeredgecolor="white", zorder=6, **dots)  # fmt: skip
     ax.margins(0.08)
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from support.tiny_words import word_model, word_tokenizer
+from transformers import TrainerCallback, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_lifealign import AlignmentDynamicsCallback, FPOConfig, FPOTrainer, KeywordJudge
+from hf_lifealign.dynamics.findings import RELIABLE, TOO_FEW, UNRELIABLE, Findings, find
 from hf_lifealign.dynamics.series import FILE, Series, read_series
+from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 
 PROMPTS = ["ask about yes", "about no", "ask no", "yes", "no about ask", "ask ask"]
 CALLBACK = "hf_lifealign.dynamics.callback"
@@ -42,7 +46,7 @@ def rows(kind: str = "sft") -> Dataset:
 
 def trainer_of(folder: Path, kind: str = "sft", callbacks: Sequence[Any] = (), **settings: Any) -> Any:
     cls, config = {"sft": (SFTTrainer, SFTConfig), "dpo": (DPOTrainer, DPOConfig), "fpo": (FPOTrainer, FPOConfig)}[kind]
-    peft_config = settings.pop("peft_config", None)
+    peft_config, eval_dataset = settings.pop("peft_config", None), settings.pop("eval_dataset", None)
     options: dict[str, Any] = {
         "max_steps": 12, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "use_cpu": True, "report_to": [],
         "logging_steps": 3, "save_strategy": "no", "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True,
@@ -51,6 +55,7 @@ def trainer_of(folder: Path, kind: str = "sft", callbacks: Sequence[Any] = (), *
     return cls(
         model=word_model(), args=config(str(folder), **(options | settings)), train_dataset=rows(kind[-3:]),
         processing_class=word_tokenizer(), callbacks=list(callbacks), peft_config=peft_config,
+        eval_dataset=eval_dataset,
     )  # fmt: skip
 
 
@@ -114,8 +119,6 @@ def test_the_series_tells_what_happened(tmp_path: Path) -> None:
 
 
 def test_it_logs_as_the_trainer_does(tmp_path: Path) -> None:
-    from transformers import TrainerCallback
-
     class Reporter(TrainerCallback):
         def __init__(self) -> None:
             self.logs: list[dict[str, Any]] = []
@@ -219,8 +222,148 @@ def test_a_preference_loss_is_measured_whole(tmp_path: Path) -> None:
     trainer.train()
     forces = [entry["forces"] for entry in seen.entries if "forces" in entry]
     assert forces
-    assert all(set(f) == {"total", "net", "loss", "rows"} and f["net"] == f["total"] for f in forces)
-    assert forces[0]["net"] > 0, "'bad no' is what is rejected"
+    assert all(set(f) == {"total", "net", "loss", "rows", "updates"} and f["net"] == f["total"] for f in forces)
+    assert forces[-1]["net"] > 0, "'bad no' is what is rejected"
+
+
+def checked(folder: Path, judge: Any, **settings: Any) -> Findings:
+    """A training with as many intervals as a verdict needs, whose score moves fast at first, and hardly at the end."""
+    seen = watch(judge=judge, every=2, anchor_every=2, max_new_tokens=2, **settings)
+    trainer_of(folder, callbacks=[seen], max_steps=24, learning_rate=1e-3, lr_scheduler_type="cosine").train()
+    return find(seen.entries)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_judge_that_tosses_coins_has_no_reliable_forces(tmp_path: Path, seed: int) -> None:
+    coins = random.Random(seed)
+    found = checked(tmp_path, lambda p, answers, r: [float(coins.random() < 0.5) for _ in answers], samples=24)
+    same, cross = found.prediction["linearisation"], found.prediction["cross"]
+    assert cross.clusters >= 8, "it was checked"
+    assert found.verdict == UNRELIABLE
+    # on the same samples even coins seem to be foretold
+    assert same.correlation is not None
+    assert cross.correlation is not None
+    assert cross.correlation < 0.7 < same.correlation
+
+
+def test_a_real_effect_is_foretold_on_other_samples(tmp_path: Path) -> None:
+    found = checked(tmp_path, fine, samples=128)
+    assert found.verdict == RELIABLE
+    cross = found.prediction["cross"]
+    assert cross.correlation is not None
+    assert cross.correlation > 0.8
+    assert cross.slope == pytest.approx(1.0, abs=0.3)
+
+
+def test_few_samples_have_no_cross_check(tmp_path: Path) -> None:
+    seen = watch(samples=3)
+    trainer_of(tmp_path, callbacks=[seen]).train()
+    told = [entry for entry in seen.entries if "forces" in entry]
+    assert told
+    assert all("samples=3" in entry["not_estimable"]["cross"] for entry in told)
+    assert all("cross" not in entry.get("attribution", {}) for entry in seen.entries)
+    found = find(seen.entries)
+    assert found.verdict == TOO_FEW
+    assert "samples=3" in found.reasons[0]
+
+
+# Losses
+
+
+def smooth(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), label_smoothing=0.3)
+
+
+class Own(SFTTrainer):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        return super().compute_loss(*args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.*(label_smoothing_factor|compute_loss_func):FutureWarning")
+@pytest.mark.parametrize("kind", ["dft", "smoothing", "function", "own", "extra", "plain", "seam"])
+def test_only_a_plain_likelihood_is_split(tmp_path: Path, kind: str) -> None:
+    options: dict[str, dict[str, Any]] = {"dft": {"loss_type": "dft"}, "smoothing": {"label_smoothing_factor": 0.2}}
+    settings = options.get(kind, {})
+    seen, alone = watch(), watch(output=tmp_path / "alone.jsonl")
+    trainer = trainer_of(tmp_path, callbacks=[seen, alone], max_steps=2, **settings)
+    if kind == "function":
+        trainer.compute_loss_func = smooth
+    elif kind in ("own", "extra", "seam"):
+        trainer.__class__ = Own if kind == "own" else type("Seam", (ExtraLossMixin, SFTTrainer), {})
+        trainer.extra_losses = (lambda model, inputs: None,) if kind == "extra" else ()
+    seen.trainer = trainer
+    trainer.train()
+    forces = next(entry["forces"] for entry in seen.entries if "forces" in entry)
+    plain = kind in ("plain", "seam")
+    assert ("drive" in forces, "total" in forces) == (plain, not plain)
+    # its arguments are all that is known of a loss without the trainer
+    blind = alone.entries[0]
+    if kind in ("dft", "smoothing"):
+        assert "set the callback's trainer" in blind["not_estimable"]["forces"]
+    else:
+        assert "drive" in blind["forces"]
+
+
+# Steps
+
+
+@pytest.mark.parametrize("kind", ["constant_with_warmup", "linear"])
+def test_forces_do_not_vanish_with_the_learning_rate(tmp_path: Path, kind: str) -> None:
+    seen = watch(samples=16, least_ess=0.0)
+    schedule: dict[str, Any] = {
+        "lr_scheduler_type": kind,
+        "warmup_steps": 6 * (kind != "linear"),
+        "learning_rate": 1e-3,
+    }
+    trainer_of(tmp_path, callbacks=[seen], **schedule).train()
+    first, last = seen.entries[0], seen.entries[-1]
+    assert first["forces"]["net"] != 0
+    plain = watch(samples=16)
+    trainer_of(tmp_path / "plain", callbacks=[plain], max_steps=2, learning_rate=1e-3).train()
+    # mean over the six steps of the interval, of the full rate
+    mean = sum(range(6)) / 36 if kind != "linear" else sum(1 - step / 12 for step in range(6)) / 6
+    assert first["forces"]["net"] == pytest.approx(mean * plain.entries[0]["forces"]["net"], rel=1e-4)
+    if kind == "linear":
+        assert "the learning rate is 0" in last["not_estimable"]["forces"]
+        assert "forces" not in last
+    else:
+        assert last["forces"]["net"] != 0
+
+
+def test_the_last_step_is_that_of_the_model_that_was_trained(tmp_path: Path) -> None:
+    """Not of the best one, which the trainer loads before it says that the training is over."""
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 3
+
+    settings: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps",
+                                "eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
+                                "greater_is_better": True}  # fmt: skip
+    plain, best, stopped = watch(), watch(), watch()
+    settings["eval_dataset"] = rows().select(range(4))
+    trainer_of(tmp_path / "plain", callbacks=[plain], **(settings | {"load_best_model_at_end": False})).train()
+    trainer = trainer_of(tmp_path / "best", callbacks=[best], **settings)
+    trainer.train()
+    # the first checkpoint, since by these settings the highest loss is the best
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert [entry["step"] for entry in best.entries] == [0, 2, 4, 5]
+    assert timeless(best.entries) == timeless(plain.entries)
+    trainer_of(tmp_path / "stopped", callbacks=[Stop(), stopped]).train()
+    assert [entry["step"] for entry in stopped.entries] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints", "every_save", "end"])
+def test_checkpoints_that_are_uploaded_whole_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str
+) -> None:
+    args = TrainingArguments(str(tmp_path), push_to_hub=True, hub_strategy=strategy, use_cpu=True)
+    seen = watch()
+    with caplog.at_level(logging.WARNING, CALLBACK):
+        for _ in range(2):
+            seen._warn_of_uploads(args)
+    assert caplog.text.count("uploads checkpoints whole") == (1 if "checkpoint" in strategy else 0)
 
 
 def test_several_trainings_in_a_row_have_a_series_each(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ def told(step: int, score: float, anchor: int | None = None, ess: float = 1.0, *
 
 
 def change(since: int, value: float | None, predicted: float | None = None, **more: float) -> dict[str, Any]:
-    """The keys of a change of log-odds since an anchor."""
+    """The keys of a change of log-odds since an anchor; both halves of the samples say what all of them say."""
     found: dict[str, Any] = {"log_odds_change": {"value": value, "since": since}}
     if predicted is not None:
-        found["attribution"] = {"since": since, "log_odds": predicted, **more}
+        found["attribution"] = {"since": since, "log_odds": predicted, "cross": [[predicted, value]] * 2, **more}
     return found
 
 
@@ -143,7 +143,10 @@ def test_the_curve_tells_anchors_from_rescored_points() -> None:
 
 def test_predicted_and_measured_on_a_line() -> None:
     found = find(linear(10, slope=2.0))
-    last, every = found.prediction["last"], found.prediction["all"]
+    last, every = found.prediction["linearisation"], found.prediction["all"]
+    cross = found.prediction["cross"]
+    assert (cross.points, cross.clusters) == (20, 10)
+    assert (cross.correlation, cross.slope) == (pytest.approx(1.0), pytest.approx(2.0))
     assert (last.points, last.clusters) == (10, 10)
     assert (every.points, every.clusters) == (20, 10)
     assert last.correlation == every.correlation == pytest.approx(1.0)
@@ -164,31 +167,69 @@ def test_noise_makes_forces_unreliable() -> None:
     assert "more samples" in found.reasons[1]
 
 
+def test_the_verdict_is_on_samples_that_the_prediction_did_not_see() -> None:
+    entries = linear(10)
+    rng = np.random.default_rng(0)
+    for entry in entries:
+        if "attribution" in entry:
+            entry["attribution"]["cross"] = rng.normal(size=(2, 2)).tolist()
+    found = find(entries)
+    assert found.prediction["linearisation"].correlation == pytest.approx(1.0)
+    assert found.verdict == UNRELIABLE
+    assert "On the same samples it is 1.00" in found.reasons[1]
+    assert "verdicts do not depend on the answers" in found.reasons[1]
+
+
+def test_without_a_cross_check_there_is_no_verdict() -> None:
+    entries = linear(10)
+    for entry in entries:
+        entry.get("attribution", {}).pop("cross", None)
+        entry["not_estimable"] = {"cross": "samples=2: both halves of them are needed"}
+    found = find(entries)
+    assert found.verdict == TOO_FEW
+    assert "0 intervals have a prediction that other samples can check" in found.reasons[0]
+    assert found.reasons[0].endswith("Not checked: samples=2: both halves of them are needed.")
+    # halves that say nothing are left out, one by one
+    for entry, pairs in zip(entries[1:], ([[None, 1.0], [0.5, 2.0]], "x", [[1.0]], [3, None]), strict=False):
+        entry["attribution"]["cross"] = pairs
+    assert [c.cross for c in find(entries).changes[:4]] == [((0.5, 2.0),), (), (), ()]
+
+
+def test_few_updates_are_told() -> None:
+    entries = [told(0, 0.4, forces={"net": 0.1, "updates": 1, "reason": "1 update of training rows"})]
+    assert [(m.what, m.reason) for m in find(entries).missing] == [("sizes of forces", "1 update of training rows")]
+
+
 def test_few_intervals_are_too_few() -> None:
     assert find(linear(8)).verdict == RELIABLE
     found = find(linear(7))
     assert found.verdict == TOO_FEW
-    assert "7 intervals have both a prediction and a measurement; a verdict needs at least 8" in found.reasons[0]
+    assert "7 intervals have a prediction that other samples can check; a verdict needs at least 8" in found.reasons[0]
 
 
 def test_the_verdict_says_what_it_does_not_cover() -> None:
     def pairs(correlation: float | None, low: float | None = 0.9, slope: float = 1.0) -> Agreement:
         return Agreement(10, 10, correlation, low, 0.99, slope, None if correlation is not None else "all the same")
 
-    good = pairs(0.95)
-    assert judge_forces(good, good, good)[1] == [
-        "Predicted and measured changes correlate by 0.95 [0.90, 0.99] over 10 intervals, which is at least 0.8."
+    def judged(cross: Agreement, same: Agreement, trapezoid: Agreement, forecast: Agreement) -> tuple[str, list[str]]:
+        return judge_forces({"cross": cross, "linearisation": same, "trapezoid": trapezoid}, forecast)
+
+    good, bad = pairs(0.95), pairs(0.5)
+    assert judged(good, good, good, good)[1] == [
+        "Changes predicted by one half of the samples and measured on the other correlate by 0.95 [0.90, 0.99] over 10 "
+        "intervals, which is at least 0.8."
     ]
-    assert judge_forces(pairs(0.8), good, good)[0] == RELIABLE
-    for last, trapezoid, forecast, verdict, word in (
-        (pairs(0.79), good, good, UNRELIABLE, "Take anchors more often"),
-        (pairs(0.79), pairs(0.5), good, UNRELIABLE, "more probes"),
-        (pairs(0.85, 0.4), good, good, RELIABLE, "may be chance"),
-        (pairs(0.95, slope=0.3), good, good, RELIABLE, "Measured changes are 0.30 of the predicted"),
-        (good, good, pairs(0.2, -0.3), RELIABLE, "correlates by only 0.20 [-0.30, 0.99]"),
-        (pairs(None), good, good, TOO_FEW, "but all the same"),
+    assert judged(pairs(0.8), good, good, good)[0] == RELIABLE
+    for cross, same, trapezoid, forecast, verdict, word in (
+        (pairs(0.79), good, good, good, UNRELIABLE, "mostly chance"),
+        (pairs(0.79), bad, good, good, UNRELIABLE, "Take anchors more often"),
+        (pairs(0.79), bad, bad, good, UNRELIABLE, "more probes"),
+        (pairs(0.85, 0.4), good, good, good, RELIABLE, "may be chance"),
+        (pairs(0.95, slope=0.3), good, good, good, RELIABLE, "Measured changes are 0.30 of the predicted"),
+        (good, good, good, pairs(0.2, -0.3), RELIABLE, "correlates by only 0.20 [-0.30, 0.99]"),
+        (pairs(None), good, good, good, TOO_FEW, "but all the same"),
     ):
-        found, reasons = judge_forces(last, trapezoid, forecast)
+        found, reasons = judged(cross, same, trapezoid, forecast)
         assert found == verdict
         assert word in reasons[-1]
 
@@ -198,11 +239,12 @@ def test_the_gradients_of_both_ends_are_looked_at_where_they_are() -> None:
     for i, entry in enumerate(entries):
         if "rescored" in entry:
             entry["attribution"]["trapezoid"] = entry["log_odds_change"]["value"]
-            entry["attribution"]["log_odds"] = (-1) ** (i // 2)
+            entry["attribution"]["log_odds"] = value = (-1) ** (i // 2)
+            entry["attribution"]["cross"] = [[value, entry["log_odds_change"]["value"]]] * 2
     found = find(entries)
     assert found.prediction["trapezoid"].correlation == pytest.approx(1.0)
     assert found.verdict == UNRELIABLE
-    assert "With the gradients of both ends it is 1.00" in found.reasons[1]
+    assert "with the gradients of both ends, it is 1.00" in found.reasons[1]
 
 
 def test_contributions_are_made_from_the_forces_where_attribution_has_none() -> None:
@@ -281,9 +323,9 @@ def test_a_constant_series_correlates_with_nothing() -> None:
                      **change(10 * i - 10, 0.0, 0.0, net=0.0)) for i in range(1, 11)]  # fmt: skip
     found = find(entries)
     assert found.verdict == TOO_FEW
-    assert "10 intervals have both" in found.reasons[0]
-    assert "all 10 values are the same: the predicted change" in found.reasons[0]
-    assert found.prediction["last"].slope is None
+    assert "10 intervals have a prediction" in found.reasons[0]
+    assert "all 20 values are the same: the predicted change" in found.reasons[0]
+    assert found.prediction["cross"].slope is None
     assert found.factor is None
     json.dumps(found.to_json(), allow_nan=False)
 

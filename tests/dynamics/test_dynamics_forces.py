@@ -11,6 +11,7 @@ from support.toy_language import Toy
 from hf_lifealign.dynamics.forces import IGNORED, importance_weights, leave_one_out_weights, split_nll
 from hf_lifealign.dynamics.updates import (
     AdamWSplit,
+    coming_rates,
     difference,
     inner_product,
     norm,
@@ -258,6 +259,44 @@ def test_what_was_hardly_touched_does_not_leap() -> None:
     assert step_of(lasting, fresh)[0].tolist() == pytest.approx([-0.01, -0.01], rel=1e-3), "before its first step"
     assert scales is not None
     assert step_of(lasting, scales)[0].tolist() == pytest.approx([-0.01, -0.01], rel=1e-3)
+
+
+def test_an_optimizer_knows_its_second_moment_better_than_one_update() -> None:
+    """One gradient, squared, is hardly a second moment: where it is small by chance, parts of it would explode."""
+    generator = torch.Generator().manual_seed(0)
+    theta = [torch.zeros(1000, requires_grad=True)]
+    optimizer = torch.optim.Adam(theta, lr=0.01)
+    for _ in range(200):
+        theta[0].grad = torch.randn(1000, generator=generator)
+        optimizer.step()
+    scales = scales_of(optimizer, theta, [torch.randn(1000, generator=generator).square()])
+    assert scales is not None
+    # the gradients have a mean square of 1
+    assert torch.as_tensor(scales[0]).tolist() == pytest.approx([0.01] * 1000, rel=0.25)
+    seen = optimizer.state[theta[0]]["exp_avg_sq"] / (1 - 0.999**200)
+    back = (1 - 0.999**200) / 0.001
+    pooled = scales_of(optimizer, theta, [torch.full((1000,), 2.0)], updates=8)
+    assert pooled is not None
+    expected = 0.01 / ((back * seen + 8 * 2.0) / (back + 8)).sqrt()
+    assert torch.allclose(torch.as_tensor(pooled[0]), expected, rtol=1e-4)
+
+
+def test_forces_are_at_the_mean_rate_of_the_coming_steps() -> None:
+    theta = [torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)]
+    groups = [{"params": theta[:1], "lr": 0.1}, {"params": theta[1:], "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 4)
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    assert coming_rates(optimizer, scheduler, 5) == pytest.approx([0.05, 0.005])
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    told = [group["lr"] for group in optimizer.param_groups]
+    # steps 2 and 3
+    assert coming_rates(optimizer, scheduler, 2) == pytest.approx([0.0625, 0.00625])
+    assert [group["lr"] for group in optimizer.param_groups] == told == coming_rates(optimizer, scheduler, 0)
+    assert coming_rates(optimizer, None, 5) == coming_rates(optimizer, object(), 5) == told
+    assert scales_of(optimizer, theta, theta, rate=[0.5, 0.25]) == [0.5, 0.25]
 
 
 def test_another_optimizer_has_no_scales() -> None:

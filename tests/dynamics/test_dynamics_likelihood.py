@@ -12,7 +12,7 @@ from support.tiny import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from hf_lifealign.dynamics import likelihood
-from hf_lifealign.dynamics.likelihood import logps_of, undisturbed, weighted_gradient
+from hf_lifealign.dynamics.likelihood import _random_states, logps_of, undisturbed, weighted_gradient
 from hf_lifealign.dynamics.updates import norm
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
@@ -120,3 +120,18 @@ def test_a_measurement_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1] == states[2]).all()
+
+
+def test_the_random_states_of_other_accelerators_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    for kind in ("xpu", "mps"):
+        fake = getattr(torch, kind)
+        monkeypatch.setattr(fake, "get_rng_state", lambda device=None, kind=kind: torch.ones(1) * len(kind))
+        monkeypatch.setattr(
+            fake, "set_rng_state", lambda state, device=None, kind=kind: calls.append((kind, str(device)))
+        )
+    devices = [torch.device(name) for name in ("cpu", "xpu:1", "mps:0", "meta", "xpu:0")]
+    for put_back, state in _random_states(devices):
+        put_back(state)
+    # Apple's has one device, and takes none
+    assert calls == [("mps", "None"), ("xpu", "xpu:0"), ("xpu", "xpu:1")]

@@ -3,15 +3,18 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.tiny_words import END, WORDS, all_answers, word_model, word_tokenizer
 
+from hf_lifealign.dynamics.following import Anchor
 from hf_lifealign.dynamics.force_batch import ForceBatch, NotEstimableError, loss_gradients, split_gradients
 from hf_lifealign.dynamics.likelihood import logps_of, undisturbed, weighted_gradient
 from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.rehearsal import logit
 from hf_lifealign.dynamics.samples import Samples, read_probes
 from hf_lifealign.dynamics.updates import difference, inner_product, norm, snapshot
 from hf_lifealign.judges import JudgeError
@@ -188,10 +191,23 @@ def test_a_force_batch_is_the_same_throughout() -> None:
     state = torch.get_rng_state()
     first, again = (ForceBatch.of(loader, 10, seed=3) for _ in range(2))
     assert first.rows == again.rows
-    assert len(first.rows) == 10
+    assert len(first.rows) == 32, "at least 8 updates"
+    assert len(ForceBatch.of(loader, 42, seed=3).rows) == 40, "whole updates"
     assert torch.equal(torch.get_rng_state(), state)
     assert ForceBatch.of(loader, 10, seed=4).rows != first.rows
-    assert len(ForceBatch.of(loader, 100, seed=3).rows) == 50
+    assert len(ForceBatch.of(loader, 100, seed=3).rows) == 48
+    few = torch.utils.data.DataLoader([{"a": i} for i in range(3)], batch_size=4, collate_fn=list)  # type: ignore[arg-type]
+    assert len(ForceBatch.of(few, 100, seed=3).rows) == 3, "less than an update is better than none"
+
+    class Shy:
+        def __getitem__(self, i: int) -> dict[str, int]:
+            return {"a": i}
+
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    with pytest.raises(NotEstimableError, match="stream"):
+        ForceBatch.of(SimpleNamespace(dataset=Shy()), 10, 0)
     for dataset, why in ((itertools.count(), "stream"), (range(5), "no rows of its own")):
         with pytest.raises(NotEstimableError, match=why):
             ForceBatch.of(torch.utils.data.DataLoader(_Fake(dataset)), 10, 0)  # type: ignore[arg-type]
@@ -267,6 +283,76 @@ def test_a_failing_judge_is_told_and_leaves_no_trace(caplog: pytest.LogCaptureFi
         tool.draw(model, 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
+
+
+def test_halves_share_no_sample() -> None:
+    drawn = meter(samples=5).draw(word_model().eval(), 0)
+    a, b = drawn.half(0), drawn.half(1)
+    assert [(len(x), len(y)) for x, y in zip(a.labels, b.labels, strict=True)] == [(3, 2)] * len(PROMPTS)
+    for name in ("completion_ids", "labels", "logps"):
+        rows = zip(getattr(drawn, name), getattr(a, name), getattr(b, name), strict=True)
+        assert all(row[::2] == x and row[1::2] == y for row, x, y in rows)
+
+
+def test_a_cross_check_predicts_by_one_half_and_measures_on_the_other() -> None:
+    model = word_model().eval()
+    parameters = list(model.parameters())
+    tool = meter(samples=200)
+    drawn = tool.draw(model, 0)
+    halves = [tool.score_gradient(model, parameters, h, h.logps) for h in (drawn.half(0), drawn.half(1))]
+    anchor = Anchor(drawn, 0.5, parameters=snapshot(parameters), halves=(halves[0], halves[1]))
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, Exact().gradient(model), strict=True):
+            parameter += 0.05 * gradient
+    logps = tool.logps(model, drawn)
+    found = anchor.cross(parameters, logps)
+    for which, pair in enumerate(found):
+        mine, other = drawn.half(which), drawn.half(1 - which)
+        score = tool.anchored(mine).score
+        change = difference(parameters, anchor.parameters or [])
+        assert pair[0] == pytest.approx(inner_product(halves[which], change) / (score * (1 - score)))
+        now = [row[1 - which :: 2] for row in logps]
+        assert pair[1] == pytest.approx(
+            logit(tool.rescored(other, now).score.score) - logit(tool.anchored(other).score)
+        )
+        assert pair[0] == pytest.approx(pair[1], rel=0.3)
+    anchor.halves = (None, halves[1])
+    assert anchor.cross(parameters, logps) == [[None, found[0][1]], found[1]]
+    anchor.halves = (None, None)
+    assert anchor.cross(parameters, logps) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_all_processes_have_what_the_first_one_judges(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Two processes, one after the other: what the first one sends, the second one receives."""
+    sent: list[list[Any]] = []
+    rank = 0
+
+    def broadcast(box: list[Any], src: int) -> None:
+        if rank == 0:
+            sent.append(list(box))
+        else:
+            box[:] = sent.pop(0)
+
+    def moody(*given: Any) -> list[float]:
+        if rank or fails:
+            raise ConnectionError(f"asked by {rank}")
+        return fine(*given)
+
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    drawn: list[Any] = []
+    for rank in (0, 1):
+        tool = meter(seed=rank)
+        tool.judge = moody
+        try:
+            drawn.append(tool.draw(word_model().eval(), 0))
+        except JudgeError as error:
+            drawn.append(str(error))
+    assert drawn[0] == drawn[1]
+    assert ("asked by 0" in drawn[0]) if fails else isinstance(drawn[0], Samples)
 
 
 def test_the_words_are_what_the_tests_say() -> None:

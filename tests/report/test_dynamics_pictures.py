@@ -33,8 +33,10 @@ def series(intervals: int = 10, gain: float = 0.06, split: bool = True, forces: 
             if forces:
                 net = 0.05 * (step - since) - 0.01 * i
                 parts = {"drive": net + 0.5, "rebound": -0.5} if split else {}
+                # the halves differ from each other, and from all samples together
+                cross = [[measured + 0.03, measured + 0.02], [measured - 0.01, measured - 0.02]]
                 entry["attribution"] = {"since": since, "log_odds": measured + 0.01, "net": net, **parts,
-                                        "residual": measured + 0.01 - net}  # fmt: skip
+                                        "cross": cross, "residual": measured + 0.01 - net}  # fmt: skip
         if anchor:
             if i:
                 entry["rescored"] = {**score, "anchor": since, "ess": 0.4}
@@ -129,8 +131,13 @@ def test_the_prediction_shows_pairs_and_verdict(found: Findings) -> None:
     assert "10 whole intervals" in words(figure)
     assert "Too few points to tell" in words(few)
     line = next(line for line in figure.axes[1].lines if line.get_markersize() == 7)  # type: ignore[union-attr]
-    assert list(line.get_xdata()) == [c.predicted for c in found.intervals]
-    assert list(line.get_ydata()) == [c.measured for c in found.intervals]
+    assert list(line.get_xdata()) == [x for c in found.intervals for x, _ in c.cross]
+    assert list(line.get_ydata()) == [y for c in found.intervals for _, y in c.cross]
+    same = next(line for line in figure.axes[1].lines if line.get_markersize() == 4)  # type: ignore[union-attr]
+    assert list(same.get_xdata()) == [c.predicted for c in found.intervals]
+    assert list(same.get_ydata()) == [c.measured for c in found.intervals]
+    assert "one half predicts, the other measures" in words(figure)
+    assert "the same samples (linearisation)" in words(figure)
 
 
 def test_priming_shows_the_steps_of_both() -> None:
@@ -248,7 +255,9 @@ def test_the_report_tells_what_it_has(tmp_path: Path, found: Findings) -> None:
                  "nothing decays without gradient steps", "## What was not estimable\n\nNothing"):  # fmt: skip
         assert part in text
     assert "Priming" not in text
-    assert content["prediction"]["last"]["points"] == 10
+    assert content["prediction"]["cross"]["points"] == 20
+    assert content["prediction"]["linearisation"]["points"] == 10
+    assert "linearisation: the same samples" in text
 
 
 def test_the_report_of_nothing_says_so(tmp_path: Path) -> None:
