@@ -18,8 +18,8 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser, 
 from hf_lifealign import AlignmentDynamicsCallback, MiniLMBradleyTerryReward, RewardJudge, resolve_judge
 from hf_lifealign.lifelong.launch import start_all_cpu_processes
 from hf_lifealign.lifelong.recipe import find_recipe
-from hf_lifealign.meta_aligner.sources import load_rows
 from hf_lifealign.models import resolve_model
+from hf_lifealign.stream.tables import load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

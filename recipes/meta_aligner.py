@@ -25,10 +25,11 @@ from hf_lifealign import MetaAlignerConfig, MetaAlignerTrainer, MiniLMBradleyTer
 from hf_lifealign.lifelong.launch import start_all_cpu_processes
 from hf_lifealign.lifelong.recipe import find_recipe
 from hf_lifealign.meta_aligner.config import POLICY_ENCODER
-from hf_lifealign.meta_aligner.sources import file_of_split, load_rows, write_record
+from hf_lifealign.meta_aligner.sources import write_record
 from hf_lifealign.models import resolve_model
 from hf_lifealign.rewards.encoder import DEFAULT_EMBEDDING
 from hf_lifealign.strategies.registry import available
+from hf_lifealign.stream.tables import file_of_split, load_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -85,7 +85,7 @@ def _output(output: str, dataset: str, split: str) -> Path:
     Raises:
         ValueError: if it is.
     """
-    from hf_lifealign.meta_aligner.sources import file_of_split
+    from hf_lifealign.stream.tables import file_of_split
 
     path = Path(output)
     if path.is_dir():

@@ -109,8 +109,9 @@ def _plan(args: argparse.Namespace) -> _Plan:
     """Reads what RUN says of itself and loads prompts and rewards, before any model."""
     from hf_lifealign.meta_aligner.data import split_preferences
     from hf_lifealign.meta_aligner.front import user_weights
-    from hf_lifealign.meta_aligner.sources import RECORD, load_rows
+    from hf_lifealign.meta_aligner.sources import RECORD
     from hf_lifealign.rewards import resolve_reward
+    from hf_lifealign.stream.tables import load_rows
 
     record, settings = _read(args.run)
     for run in args.compare:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.diversity.words import words
-from hf_lifealign.meta_aligner.sources import file_of_split
 from hf_lifealign.stream.errors import RefusedError, show
 from hf_lifealign.stream.loading import read_source
 from hf_lifealign.stream.rows import kind_of, text_of
 from hf_lifealign.stream.sources import close_match, parse_source
+from hf_lifealign.stream.tables import file_of_split
 
 if TYPE_CHECKING:
     from datasets import Dataset

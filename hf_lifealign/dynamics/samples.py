@@ -36,7 +36,7 @@ def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", li
         ValueError: if there are none, or a row has no prompt.
     """
     if isinstance(probes, str):
-        from hf_lifealign.meta_aligner.sources import load_rows
+        from hf_lifealign.stream.tables import load_rows
 
         probes = load_rows(probes, split)
     found = []

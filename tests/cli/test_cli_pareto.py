@@ -15,8 +15,9 @@ from support.tiny_rewards import save_tiny_policy
 
 from hf_lifealign.cli.main import main
 from hf_lifealign.cli.pareto import _read
-from hf_lifealign.meta_aligner.sources import load_rows, read_record, write_record
+from hf_lifealign.meta_aligner.sources import read_record, write_record
 from hf_lifealign.models import find_base
+from hf_lifealign.stream.tables import load_rows
 
 TESTS = Path(__file__).resolve().parents[1]
 COMMAND = Path(sys.executable).with_name("lifealign")
