@@ -21,6 +21,8 @@ examples:
   lifealign matrix runs/first
   lifealign inspect runs/first/adapters/02-harmless
   lifealign pareto runs/meta-aligner
+  lifealign dynamics runs/sft
+  lifealign preflight runs/first --task new.yaml --judge harmless=refusal
   lifealign push runs/first me/first-lifelong
   lifealign run more.yaml --continue-from me/first-lifelong@task-02-harmless
 
