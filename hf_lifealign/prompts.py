@@ -1,4 +1,4 @@
-"""Prompts, plain or conversational: as text, as token ids, as a batch."""
+"""Prompts, plain or conversational: as token ids, as a batch."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -13,19 +13,6 @@ Prompt = str | list[dict[str, Any]]
 def is_conversation(prompts: Any) -> TypeGuard[list[dict[str, Any]]]:
     """Whether something is one conversation, and neither a text nor several conversations."""
     return isinstance(prompts, list) and bool(prompts) and isinstance(prompts[0], dict)
-
-
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as plain text: the contents of its messages, line by line."""
-    if isinstance(prompt, str):
-        return prompt
-    parts = []
-    for message in prompt:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = " ".join(part.get("text", "") for part in content)
-        parts.append(content)
-    return "\n".join(parts)
 
 
 def prompt_ids(

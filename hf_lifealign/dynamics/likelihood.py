@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.dynamics.updates import Tensors
 
 # Logits that are held at once, in bytes; a backward needs about three times as much.
@@ -24,18 +25,14 @@ def undisturbed(model: Any) -> Iterator[None]:
 
     import numpy as np
 
-    modes = [(module, module.training) for module in model.modules()]
     own, numbers = random.getstate(), np.random.get_state()
     drawn = _random_states({p.device for p in model.parameters()})
-    model.eval()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for put_back, state in drawn:
             put_back(state)
-        for module, mode in modes:
-            module.training = mode
         random.setstate(own)
         np.random.set_state(numbers)
 
@@ -176,8 +173,8 @@ def weighted_gradient(
     completion_ids: Sequence[Sequence[Sequence[int]]],
     weights: Sequence[Sequence[float]],
     first_tokens: int | None = None,
-) -> tuple[Tensors, list[list[float]]]:
-    """Gradient of the weighted sum of log-likelihoods, and the log-likelihoods.
+) -> Tensors:
+    """Gradient of the weighted sum of log-likelihoods.
 
     Args:
         model: causal language model, in evaluation mode.
@@ -186,14 +183,11 @@ def weighted_gradient(
         weights (`P` lists of `n` float): of the answers.
     """
     total = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
-    logs: list[list[float]] = [[] for _ in prompt_ids]
     with torch.enable_grad():
         for chosen, logps in answer_logps(model, prompt_ids, completion_ids, first_tokens):
-            for i, row in zip(chosen, logps.tolist(), strict=True):
-                logs[i] = row
             told = torch.tensor([list(weights[i]) for i in chosen], dtype=torch.float32, device=logps.device)
             add_gradient(total, (told * logps).sum(), parameters)
-    return total, logs
+    return total
 
 
 def add_gradient(

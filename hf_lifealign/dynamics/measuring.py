@@ -16,7 +16,8 @@ from hf_lifealign.dynamics.samples import Probe, Samples
 from hf_lifealign.dynamics.updates import Tensors
 from hf_lifealign.judges import Judge, JudgeError, judged
 from hf_lifealign.metrics.alignment_dynamics import ChangeEstimate, ScoreEstimate, alignment_score, log_odds_change
-from hf_lifealign.prompts import prompt_ids, prompt_text, tokenize
+from hf_lifealign.prompts import prompt_ids, tokenize
+from hf_lifealign.stream.rows import text_of
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class AlignmentMeter:
         self.chat_template_kwargs = chat_template_kwargs or {}
         prompts = [probe.prompt for probe in self.probes]
         self.prompt_ids = prompt_ids(tokenizer, prompts, self.chat_template_kwargs)
-        self.texts = [prompt_text(prompt) for prompt in prompts]
+        self.texts = [text_of(prompt) for prompt in prompts]
 
     def refuse_too_long(self, model: Any) -> None:
         """Refuses probes that the model cannot read.
@@ -179,7 +180,7 @@ class AlignmentMeter:
         weights = importance_weights(samples.labels, samples.log_weights(logps))
         return weighted_gradient(
             model, parameters, samples.prompt_ids, samples.completion_ids, weights, self.score_tokens
-        )[0]
+        )
 
     def narrowness(self, samples: Samples) -> dict[str, float]:
         """c_1, c_2, c_4, c_8: how often two aligned answers to the same probe begin alike; mean over the probes that

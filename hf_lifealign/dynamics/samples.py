@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.prompts import Prompt
+from hf_lifealign.stream.rows import text_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,7 +45,7 @@ def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", li
         if isinstance(row, Probe):
             found.append(row)
         elif isinstance(row, dict) and "prompt" in row:
-            found.append(Probe(row["prompt"], _text(row.get("reference") or row.get("chosen") or "")))
+            found.append(Probe(row["prompt"], text_of(row.get("reference") or row.get("chosen") or "")))
         elif isinstance(row, str | list):
             found.append(Probe(row))
         else:
@@ -56,11 +57,6 @@ def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", li
     if len({isinstance(probe.prompt, str) for probe in found}) > 1:
         raise ValueError("Some of your probes are texts and some are conversations. Give one form.")
     return found
-
-
-def _text(answer: Any) -> str:
-    """An answer as text: a conversation's is its last message."""
-    return answer if isinstance(answer, str) else str(answer[-1]["content"])
 
 
 @dataclass

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hf_lifealign import _modes
+
 if TYPE_CHECKING:
     import torch
 
@@ -79,21 +81,13 @@ def longest_input(model: Any, asked: int, tokenizer: Any = None) -> int:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Context in which a model runs without gradient, dropout and mixed precision; afterwards it is as it was.
-
-    Each module's mode is put back on its own: some of a model in training may be meant to stay in evaluation.
-    """
+    """Context in which a model runs without gradient, dropout and mixed precision; afterwards it is as it was."""
     import torch
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # not inference_mode, whose tensors a model that is trained on may have kept
-        with torch.no_grad(), torch.autocast(next(model.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    device = next(model.parameters()).device.type
+    # not inference_mode, whose tensors a model that is trained on may have kept
+    with _modes.evaluating(model), torch.no_grad(), torch.autocast(device, enabled=False):
+        yield
 
 
 def batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:

@@ -8,8 +8,10 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.models import resolve_model
-from hf_lifealign.prompts import Prompt, prompt_ids, prompt_text
+from hf_lifealign.prompts import Prompt, prompt_ids
+from hf_lifealign.stream.rows import text_of
 
 
 def mean_pool(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -33,16 +35,6 @@ def backbone_of(model: Any) -> nn.Module:
             "preference enters between them. Use a causal language model with a backbone and an LM head."
         )
     return backbone
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager
@@ -128,7 +120,7 @@ class AutoEncoder(nn.Module):
     def encode(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Features of prompts, `torch.Tensor` of shape `(prompts, width)`, in float32; with gradients if trainable."""
         given = self.tokenizer(
-            [prompt_text(prompt) for prompt in prompts],
+            [text_of(prompt) for prompt in prompts],
             padding=True,
             truncation=True,
             max_length=self.max_length,

@@ -13,7 +13,8 @@ from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
 
 from hf_lifealign._files import read_json, write_json
-from hf_lifealign.meta_aligner.encoders import evaluating, without_adapter
+from hf_lifealign._modes import evaluating
+from hf_lifealign.meta_aligner.encoders import without_adapter
 from hf_lifealign.meta_aligner.front_figures import BASE, OWN, Front, FrontPoint, Scale, distinct_n
 from hf_lifealign.meta_aligner.identity import digest_of
 from hf_lifealign.meta_aligner.policy import MetaAlignedPolicy

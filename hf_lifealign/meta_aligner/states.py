@@ -7,8 +7,9 @@ import torch
 from accelerate.utils import gather_object, is_peft_model
 from tqdm.auto import tqdm
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.meta_aligner.buffers import Answer, Buffer, shares
-from hf_lifealign.meta_aligner.encoders import backbone_of, evaluating
+from hf_lifealign.meta_aligner.encoders import backbone_of
 
 # What some models do between backbone, head and logits, with the values at which it is nothing.
 _AFTER_THE_HEAD = {

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.fpo.reference import drop_reference_adapter
 from hf_lifealign.meta_aligner.buffers import Answer, Buffer
 from hf_lifealign.meta_aligner.config import POLICY_ENCODER, MetaAlignerConfig
 from hf_lifealign.meta_aligner.data import completion_ids, cut_rows, split_preferences, within_length
-from hf_lifealign.meta_aligner.encoders import AutoEncoder, evaluating
+from hf_lifealign.meta_aligner.encoders import AutoEncoder
 from hf_lifealign.meta_aligner.identity import identity_of
 from hf_lifealign.meta_aligner.optimization import TwoOptimizersMixin
 from hf_lifealign.meta_aligner.optimizer import WEIGHTS, PairedSchedule

@@ -62,8 +62,7 @@ def test_likelihoods_and_gradients_are_those_of_plain_forwards(kind: str) -> Non
         assert row == pytest.approx([float(x) for x in plain], abs=1e-4)
     whole = sum(w * x for row, plain in zip(weights, expected, strict=True) for w, x in zip(row, plain, strict=True))
     exact = torch.autograd.grad(whole, parameters, allow_unused=True)
-    found, logs = weighted_gradient(model, parameters, PROMPTS, ANSWERS, weights)
-    assert logs[1] == pytest.approx(told[1], abs=1e-4)
+    found = weighted_gradient(model, parameters, PROMPTS, ANSWERS, weights)
     size = norm(found)
     assert size > 0.1
     for mine, theirs in zip(found, exact, strict=True):

@@ -50,7 +50,7 @@ class Exact:
 
     def gradient(self, model: Any) -> list[torch.Tensor]:
         weights = self.probabilities(model) * torch.tensor(self.labels) / len(PROMPTS)
-        return weighted_gradient(model, list(model.parameters()), self.ids, self.rows, weights.tolist())[0]
+        return weighted_gradient(model, list(model.parameters()), self.ids, self.rows, weights.tolist())
 
 
 def batch_of(words: str, prompt: str = "ask about yes") -> dict[str, torch.Tensor]:

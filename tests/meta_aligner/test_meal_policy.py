@@ -11,7 +11,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_lifealign import MetaAlignedPolicy, SLMCConfig
 from hf_lifealign.meta_aligner.encoders import PolicyEncoder, mean_pool
-from hf_lifealign.prompts import prompt_text
+from hf_lifealign.stream.rows import text_of
 
 NAMES = ["short", "vowels"]
 KINDS = ["logit_bias", "lora"]
@@ -87,8 +87,8 @@ def test_the_text_of_a_conversation_is_that_of_its_messages() -> None:
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": "three"}]},
     ]
-    assert prompt_text(turns) == "one\ntwo three"
-    assert prompt_text("plain") == "plain"
+    assert text_of(turns) == "one\ntwo\nthree"
+    assert text_of("plain") == "plain"
 
 
 # Logits
