@@ -20,6 +20,7 @@ from hf_lifealign.dynamics.force_batch import (
     is_plain_likelihood,
     loss_gradients,
     split_gradients,
+    trainer_loss,
 )
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.logs import flat
@@ -112,6 +113,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         output (`str`, *optional*): the JSON Lines file; `dynamics.jsonl` in the trainer's output folder by default.
         trainer ([`~transformers.Trainer`], *optional*): whose logs receive the measurements as they come, and whose
             loss is measured where it is not a likelihood. It can also be set later, as the attribute `trainer`.
+        chat_template_kwargs (`dict`, *optional*): for the chat template of probes, e.g. `{"enable_thinking": False}`.
 
     Raises:
         ValueError: for settings that cannot work.
@@ -135,6 +137,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         seed: int = 0,
         output: str | Path | None = None,
         trainer: Trainer | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ):
         self.every, self.anchor_every = every, anchor_every or 5 * every
         for name, value in (
@@ -154,7 +157,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         self.force_batch, self.samples, self.max_new_tokens = force_batch, samples, max_new_tokens
         self.score_tokens, self.least_ess, self.forces = score_tokens, least_ess, forces
         self.max_parameters, self.judge_timeout, self.seed = max_parameters, judge_timeout, seed
-        self.output, self.trainer = output, trainer
+        self.output, self.trainer, self.chat_template_kwargs = output, trainer, chat_template_kwargs
         self.anchor: Anchor | None = None
         self.series: Series | None = None
         self._without: str | None = None
@@ -173,7 +176,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         model, tokenizer = kwargs["model"], kwargs["processing_class"]
         self.meter = AlignmentMeter(
             self.probes, self.judge, tokenizer, self.samples, self.max_new_tokens, self.score_tokens, self.seed,
-            self.judge_timeout,
+            self.judge_timeout, chat_template_kwargs=self.chat_template_kwargs,
         )  # fmt: skip
         self.meter.refuse_too_long(model)
         self._warn_of_uploads(args)
@@ -393,20 +396,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
             )
         if hasattr(self.trainer, "_generate_and_score_completions"):
             raise NotEstimableError("this trainer generates what it learns from: there is no batch before it does")
-        return loss_gradients(model, self.parameters, self._batch, self._loss)
-
-    def _loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The trainer's own loss, without what it notes for its logs."""
-        trainer: Any = self.trainer
-        kept: dict[str, Any] = getattr(trainer, "_metrics", {})
-        metrics = {mode: {k: list(v) for k, v in found.items()} for mode, found in kept.items()}
-        try:
-            loss: torch.Tensor = trainer.compute_loss(model, inputs)
-            return loss
-        finally:
-            for mode, found in metrics.items():
-                kept[mode].clear()
-                kept[mode].update(found)
+        return loss_gradients(model, self.parameters, self._batch, trainer_loss(self.trainer))
 
     def _log(self, state: TrainerState, logs: dict[str, float]) -> None:
         trainer = self.trainer

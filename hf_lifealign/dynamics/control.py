@@ -3,31 +3,34 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.dynamics.following import Anchor
-from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimableError, loss_gradients
+from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimableError, loss_gradients, trainer_loss
 from hf_lifealign.dynamics.likelihood import undisturbed
-from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
 from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.dynamics.rehearsal import calibrate, logit, rehearsal_fraction, tolerated_drift
-from hf_lifealign.dynamics.updates import inner_product, plain_optimizer, scales_of, step_of
+from hf_lifealign.dynamics.samples import Samples
+from hf_lifealign.dynamics.updates import Tensors, coming_rates, inner_product, plain_optimizer, scales_of, step_of
 from hf_lifealign.judges import JudgeError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 STATE = "_rehearsal.json"
 # Changes that have to be measured before forces are calibrated by them, and how far that may go.
 _PAIRS, _FACTORS = 4, (0.2, 5.0)
+# How near 0 and 1 a score is taken to be at most, where its log-odds would be infinite.
+_EDGE = 1e-6
 
 
 @dataclass
@@ -92,8 +95,7 @@ class RehearsalControl(TrainerCallback):
         self.trainer: Any = None
         self.record: list[dict[str, Any]] = []
         self._booster_until = 0
-        self._rates: Any = None
-        self._end = 0
+        self._left: Callable[..., float] = lambda step: 0.0
         self._forces: tuple[ForceBatch, ForceBatch] | None = None
 
     # Events
@@ -156,19 +158,24 @@ class RehearsalControl(TrainerCallback):
 
     def _decide(self, args: TrainingArguments, state: TrainerState, kwargs: dict[str, Any]) -> None:
         model, step = kwargs["model"], state.global_step
-        self._rates, self._end = kwargs.get("lr_scheduler"), state.max_steps
-        left = steps_left(self._rates, step, self._end)
+        self._left = partial(steps_left, kwargs["optimizer"], kwargs["lr_scheduler"], end=state.max_steps)
+        left = self._left(step)
         parameters = [p for p in model.parameters() if p.requires_grad]
         entry: dict[str, Any] = {"step": step, "tasks": {}}
         with undisturbed(model):
             followed = [self._follow(task, model, step, entry) for task in self.tasks]
             wanted: list[float] = []
-            if any(followed):
+            if any(logps is not None for logps in followed):
                 try:
-                    gradients = self._gradients(model, parameters)
-                    for task, told in zip(self.tasks, followed, strict=True):
-                        if told:
-                            wanted.append(self._share(task, model, parameters, gradients, kwargs, left, entry))
+                    assert self._forces is not None
+                    new, old = (
+                        loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
+                    )
+                    for task, logps in zip(self.tasks, followed, strict=True):
+                        if logps is not None:
+                            gradient = task.meter.score_gradient(model, parameters, _samples(task), logps)
+                            forces = [self._force(kwargs["optimizer"], parameters, gradient, g) for g in (new, old)]
+                            wanted.append(self._share(task, forces, left, entry))
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
         # a share that is not estimable stays as it is: less rehearsal has to be earned
@@ -199,18 +206,19 @@ class RehearsalControl(TrainerCallback):
         entry["booster"] = low
         return 1.0
 
-    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> bool:
-        """The score of a task now; whether forces on it can be measured."""
+    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> list[list[float]] | None:
+        """The score of a task now. Log-likelihoods of its anchor's samples, `None` if they tell no force."""
         told: dict[str, Any] = {"floor": task.floor}
         entry["tasks"][task.name] = told
-        redraw = True
+        redraw, logps = True, None
         if task.anchor is not None:
-            found = task.meter.rescored(task.anchor.samples, task.meter.logps(model, task.anchor.samples))
+            logps = task.meter.logps(model, task.anchor.samples)
+            found = task.meter.rescored(task.anchor.samples, logps)
             told |= {"score": found.score.score, "ess": found.score.ess, "change": found.change.value}
             if found.change.value is not None:
                 if task.forces:
                     mixed = (1 - task.forces["share"]) * task.forces["new"] + task.forces["share"] * task.forces["old"]
-                    task.predicted.append(mixed * (task.forces["left"] - steps_left(self._rates, step, self._end)))
+                    task.predicted.append(mixed * (task.forces["left"] - self._left(step)))
                     task.measured.append(found.change.value - task.change)
                 task.change = found.change.value
                 if found.change.low is not None:
@@ -219,13 +227,13 @@ class RehearsalControl(TrainerCallback):
             # what is all of one kind says nothing of the way back
             redraw = found.score.ess < self.least_ess or task.anchor.samples.one_sided() is not None
         if not agreed(redraw):
-            return True
+            return logps
         try:
             samples = task.meter.draw(model, step)
         except JudgeError as error:
             told["not_estimable"] = str(error)
             logger.warning(f"Rehearsal, step {step}: the score of {task.name!r} was not measured. {error}")
-            return False
+            return None
         score = task.meter.anchored(samples)
         fallen = task.anchor is not None and score.score < task.anchor.score
         task.anchor, task.change = Anchor(samples, score.score), 0.0
@@ -234,49 +242,26 @@ class RehearsalControl(TrainerCallback):
         if reason is not None:
             told["not_estimable"] = reason
             told["low"] = score.score < task.floor
-        return reason is None
+        return samples.logps if reason is None else None
 
-    def _gradients(self, model: Any, parameters: list[torch.Tensor]) -> tuple[Gradients, Gradients]:
-        assert self._forces is not None
-        trainer = self.trainer
+    @staticmethod
+    def _force(optimizer: Any, parameters: list[torch.Tensor], gradient: Tensors, found: Gradients) -> float:
+        """Change of the score by one step at the highest rate."""
+        scales = scales_of(optimizer, parameters, found.second, highest_rates(optimizer), found.updates)
+        if scales is None:
+            raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
+        return inner_product(gradient, step_of(found.parts["total"], scales))
 
-        def loss_of(network: Any, inputs: dict[str, Any]) -> torch.Tensor:
-            loss: torch.Tensor = trainer.compute_loss(network, inputs)
-            return loss
-
-        kept: dict[str, Any] = getattr(trainer, "_metrics", {})
-        metrics = {mode: {k: list(v) for k, v in found.items()} for mode, found in kept.items()}
-        try:
-            new, old = (loss_gradients(model, parameters, batch, loss_of) for batch in self._forces)
-            return new, old
-        finally:
-            for mode, found in metrics.items():
-                kept[mode].clear()
-                kept[mode].update(found)
-
-    def _share(
-        self,
-        task: Watched,
-        model: Any,
-        parameters: list[torch.Tensor],
-        gradients: tuple[Gradients, Gradients],
-        kwargs: dict[str, Any],
-        left: float,
-        entry: dict[str, Any],
-    ) -> float:
-        """The least share that holds one task."""
-        anchor, told = task.anchor, entry["tasks"][task.name]
-        assert anchor is not None
-        score = min(max(told["score"], 1e-6), 1 - 1e-6)
-        logps = task.meter.logps(model, anchor.samples)
-        gradient = task.meter.score_gradient(model, parameters, anchor.samples, logps)
-        new, old = (
-            inner_product(gradient, step_at_full_rate(kwargs.get("optimizer"), parameters, found))
-            / (score * (1 - score))
-            for found in gradients
-        )
+    def _share(self, task: Watched, forces: list[float], left: float, entry: dict[str, Any]) -> float:
+        """The least share that holds one task, by the change of its score in a step on new and on rehearsed rows."""
+        told = entry["tasks"][task.name]
+        score = min(max(told["score"], _EDGE), 1 - _EDGE)
+        new, old = (force / (score * (1 - score)) for force in forces)
         slope = calibrate(task.predicted, task.measured, _PAIRS)
         factor = 1.0 if slope is None else min(max(slope, _FACTORS[0]), _FACTORS[1])
+        if not left:
+            told["not_estimable"] = "the learning rate is 0 to the end, so that nothing drifts any more"
+            return 0.0
         tolerated = tolerated_drift(score, task.floor, left) / factor
         fraction = rehearsal_fraction(new, old, tolerated)
         task.forces = {"new": new, "old": old, "step": float(entry["step"]), "left": left}
@@ -290,42 +275,27 @@ class RehearsalControl(TrainerCallback):
         return fraction.value
 
 
-def agreed(value: Any) -> Any:
-    """What the main process found, so that all of them do the same."""
-    if PartialState().num_processes == 1:
-        return value
-    return broadcast_object_list([value])[0]
+def _samples(task: Watched) -> Samples:
+    assert task.anchor is not None
+    return task.anchor.samples
 
 
-def steps_left(scheduler: Any, step: int, end: int) -> float:
-    """Steps to the end of a training, counted in steps at the highest learning rate; at least 1e-6.
+def agreed(value: T) -> T:
+    """What the first process found, so that all of them do the same."""
+    return from_first_process(lambda: value)
+
+
+def highest_rates(optimizer: Any) -> list[float]:
+    """Learning rate of each parameter group at its highest, whatever a warm-up or a decay makes of it now."""
+    return [float(group.get("initial_lr", group["lr"])) for group in plain_optimizer(optimizer).param_groups]
+
+
+def steps_left(optimizer: Any, scheduler: Any, step: int, end: int) -> float:
+    """Steps to the end of a training, counted in steps at the highest learning rate; see [`coming_rates`].
 
     Args:
-        scheduler (`LambdaLR` or accelerate's wrapper): of the trainer; of another kind every step counts whole.
+        optimizer, scheduler: of the trainer.
         step, end (`int`): steps done, and in all.
     """
-    plain = getattr(scheduler, "scheduler", scheduler)
-    if isinstance(plain, LambdaLR):
-        return max(sum(float(plain.lr_lambdas[0](s)) for s in range(step, end)), 1e-6)
-    return float(max(end - step, 1))
-
-
-def step_at_full_rate(optimizer: Any, parameters: Sequence[torch.Tensor], found: Gradients) -> list[torch.Tensor]:
-    """The change of the parameters by one step on a lasting gradient at the highest learning rate, whatever a warm-up
-    or a decay makes of it now.
-
-    Raises:
-        NotEstimableError: if the optimizer is of another kind.
-    """
-    groups = plain_optimizer(optimizer).param_groups
-    present = [group["lr"] for group in groups]
-    try:
-        for group in groups:
-            group["lr"] = group.get("initial_lr", group["lr"])
-        scales = scales_of(optimizer, parameters, found.second)
-    finally:
-        for group, rate in zip(groups, present, strict=True):
-            group["lr"] = rate
-    if scales is None:
-        raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
-    return step_of(found.parts["total"], scales)
+    mean, highest = coming_rates(optimizer, scheduler, end - step)[0], highest_rates(optimizer)[0]
+    return (end - step) * mean / highest if highest else 0.0

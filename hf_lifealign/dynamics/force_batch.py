@@ -1,7 +1,7 @@
 """Training rows on which forces are measured: the same ones throughout, in updates as the trainer makes them."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from hf_lifealign.dynamics.forces import IGNORED, split_nll
 from hf_lifealign.dynamics.likelihood import add_gradient
 from hf_lifealign.dynamics.measuring import forward_arguments
 from hf_lifealign.dynamics.updates import Tensors, norm
+from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 
 # Logits that are held at once in a forward and two backwards, in bytes.
 _LOGITS = 128 * 1024**2
@@ -19,7 +20,6 @@ DRIVE, REBOUND, TOTAL = "drive", "rebound", "total"
 # Updates for whose rows a force batch has room: the mean square of fewer gradients is hardly a second moment, and
 # dividing by it makes drive and rebound explode.
 UPDATES, FEW_UPDATES = 8, 4
-_SEAM = "ExtraLossMixin"
 # What a configuration calls the plain negative log-likelihood; TRL reads the second as the first.
 _PLAIN = ("nll", "chunked_nll", None)
 # A piece of a batch: losses by name, summed over so many tokens or rows.
@@ -93,7 +93,7 @@ class ForceBatch:
         length = _length(dataset)
         if length is None or not hasattr(dataset, "__getitem__"):
             raise NotEstimableError("the training data is a stream, of which no fixed batch can be chosen")
-        if not length or not isinstance(dataset[0], dict):
+        if not length or not isinstance(dataset[0], Mapping):
             raise NotEstimableError("the training data has no rows of its own before training")
         inner = getattr(dataloader, "batch_sampler", None)
         size = getattr(dataloader, "batch_size", None) or getattr(inner, "batch_size", None) or 8
@@ -128,7 +128,7 @@ def _length(dataset: Any) -> int | None:
     """Rows of a data set; `None` if it cannot tell."""
     try:
         return len(dataset)
-    except Exception:  # what has a length by name alone raises whatever its author thought fit
+    except (TypeError, AttributeError, NotImplementedError):  # of what has a length by name alone
         return None
 
 
@@ -158,7 +158,9 @@ def is_plain_likelihood(args: Any, trainer: Any = None) -> bool:
     if "compute_loss" in vars(trainer) or bool(getattr(trainer, "extra_losses", None)):
         return False
     # the seam for strategies' extra losses adds nothing where there are none
-    own: Any = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and kind.__name__ != _SEAM)
+    own: Any = next(
+        kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and kind is not ExtraLossMixin
+    )
     return own.compute_loss in known
 
 
@@ -185,6 +187,23 @@ def split_gradients(model: Any, parameters: Sequence[torch.Tensor], batch: Force
             yield {DRIVE: drive, REBOUND: rebound}, int((labels != IGNORED).sum())
 
     return _gradients(model, parameters, batch, (DRIVE, REBOUND), terms)
+
+
+def trainer_loss(trainer: Any) -> Callable[[Any, dict[str, Any]], torch.Tensor]:
+    """A trainer's own loss, without what it notes for its logs."""
+
+    def loss_of(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        kept: dict[str, Any] = getattr(trainer, "_metrics", {})
+        metrics = {mode: {k: list(v) for k, v in found.items()} for mode, found in kept.items()}
+        try:
+            loss: torch.Tensor = trainer.compute_loss(model, inputs)
+            return loss
+        finally:
+            for mode, found in metrics.items():
+                kept[mode].clear()
+                kept[mode].update(found)
+
+    return loss_of
 
 
 def loss_gradients(

@@ -359,6 +359,6 @@ def _marked(rows: Any, kept: list[list[dict[str, Any]]]) -> Any:
 
 
 def _gradients(trainer: Any, model: Any, parameters: list[Any], batch: "ForceBatch") -> "Gradients":
-    from hf_lifealign.dynamics.force_batch import loss_gradients
+    from hf_lifealign.dynamics.force_batch import loss_gradients, trainer_loss
 
-    return loss_gradients(model, parameters, batch, lambda network, inputs: trainer.compute_loss(network, inputs))
+    return loss_gradients(model, parameters, batch, trainer_loss(trainer))

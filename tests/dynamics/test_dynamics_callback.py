@@ -12,11 +12,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from support.tiny_words import word_model, word_tokenizer
-from transformers import TrainerCallback, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from hf_lifealign import AlignmentDynamicsCallback, FPOConfig, FPOTrainer, KeywordJudge
 from hf_lifealign.dynamics.findings import RELIABLE, TOO_FEW, UNRELIABLE, Findings, find
+from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.samples import read_probes
 from hf_lifealign.dynamics.series import FILE, Series, read_series
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 
@@ -87,6 +89,64 @@ def test_training_does_not_notice_it(tmp_path: Path, kind: str, peft: Any) -> No
     assert forces
     assert ("drive" in forces[0]) == (kind == "sft")
     assert ("total" in forces[0]) == (kind != "sft")
+
+
+@pytest.mark.parametrize("kind", ["transformers", "grpo"])
+def test_neither_do_other_trainers(tmp_path: Path, kind: str) -> None:
+    """transformers' own trainer, whose loss is split; and one that generates what it learns from."""
+    tokenizer = word_tokenizer()
+    common: dict[str, Any] = {
+        "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "use_cpu": True, "report_to": [],
+        "logging_steps": 2, "save_strategy": "no", "seed": 3, "disable_tqdm": True, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+
+    def build(name: str, callbacks: Sequence[Any]) -> Any:
+        if kind == "grpo":
+            args: Any = GRPOConfig(
+                str(tmp_path / name), num_generations=4, max_completion_length=3, bf16=False,
+                gradient_checkpointing=False, **common,
+            )  # fmt: skip
+            return GRPOTrainer(
+                model=word_model(), reward_funcs=lambda completions, **_: [float(len(c)) for c in completions],
+                args=args, train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
+                processing_class=tokenizer, callbacks=list(callbacks),
+            )  # fmt: skip
+        data = [tokenizer(text=f"{row['prompt']}{row['completion']} <end>") for row in rows()]
+        return Trainer(
+            model=word_model(), args=TrainingArguments(str(tmp_path / name), **common), train_dataset=data,
+            processing_class=tokenizer, data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            callbacks=list(callbacks),
+        )  # fmt: skip
+
+    plain = build("plain", [])
+    plain.train()
+    seen = watch()
+    watched = build("watched", [seen])
+    seen.trainer = watched
+    watched.train()
+    theirs = watched.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in plain.model.state_dict().items())
+    assert losses(plain) == losses(watched)
+    assert read_series(tmp_path / "watched") == seen.entries
+    anchors = [entry for entry in seen.entries if "forces" in entry or "not_estimable" in entry]
+    if kind == "transformers":
+        assert all({"drive", "rebound"} <= set(entry["forces"]) for entry in anchors if "forces" in entry)
+        assert "forces" in anchors[0]
+    else:
+        assert "generates what it learns from" in anchors[0]["not_estimable"]["forces"]
+
+
+def test_probes_are_read_with_the_template_that_was_set(tmp_path: Path) -> None:
+    turns = [[{"role": "user", "content": "ask"}], [{"role": "user", "content": "no"}]]
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if short %} yes{% else %} about bad{% endif %}"
+    lengths = []
+    for short in (True, False):
+        tokenizer = word_tokenizer()
+        tokenizer.chat_template = template
+        meter = AlignmentMeter(read_probes(turns), fine, tokenizer, chat_template_kwargs={"short": short})
+        lengths.append([len(ids) for ids in meter.prompt_ids])
+    assert lengths == [[2, 2], [3, 3]]
+    assert watch(chat_template_kwargs={"short": True}).chat_template_kwargs == {"short": True}
 
 
 def test_the_series_tells_what_happened(tmp_path: Path) -> None:

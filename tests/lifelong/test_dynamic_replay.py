@@ -9,7 +9,7 @@ import torch
 from support.life import life_files, tiny_life
 
 from hf_lifealign._files import read_json
-from hf_lifealign.dynamics.control import RehearsalControl, Watched, step_at_full_rate, steps_left
+from hf_lifealign.dynamics.control import RehearsalControl, Watched, highest_rates, steps_left
 from hf_lifealign.dynamics.force_batch import Gradients, NotEstimableError
 from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.strategies.dynamic_replay import DynamicReplayStrategy
@@ -151,18 +151,19 @@ def test_steps_are_counted_at_the_highest_rate() -> None:
     theta = [torch.nn.Parameter(torch.ones(2))]
     optimizer = torch.optim.SGD(theta, lr=0.5)
     linear = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 4))
-    assert steps_left(linear, 0, 4) == pytest.approx(1 + 0.75 + 0.5 + 0.25)
-    assert steps_left(linear, 3, 4) == pytest.approx(0.25)
-    assert steps_left(None, 3, 10) == 7
-    for _ in range(4):
+    assert steps_left(optimizer, linear, 0, 4) == pytest.approx(1 + 0.75 + 0.5 + 0.25)
+    assert steps_left(torch.optim.SGD(theta, lr=0.1), None, 3, 10) == pytest.approx(7)
+    for step in range(4):
+        assert steps_left(optimizer, linear, step, 4) == pytest.approx(sum(1 - s / 4 for s in range(step, 4)))
         optimizer.step()
         linear.step()
     assert optimizer.param_groups[0]["lr"] == 0.0
+    assert highest_rates(optimizer) == [0.5]
     found = Gradients({"total": [torch.tensor([1.0, -1.0])]}, [torch.ones(2)], 0.0, 1)
-    assert step_at_full_rate(optimizer, theta, found)[0].tolist() == [-0.5, 0.5]
-    assert optimizer.param_groups[0]["lr"] == 0.0, "as it was"
+    gradient = [torch.tensor([1.0, 0.0])]
+    assert RehearsalControl._force(optimizer, theta, gradient, found) == -0.5
     with pytest.raises(NotEstimableError, match="neither SGD"):
-        step_at_full_rate(torch.optim.Adagrad(theta), theta, found)
+        RehearsalControl._force(torch.optim.Adagrad(theta), theta, gradient, found)
 
 
 def test_a_judge_that_fails_leaves_the_share(tmp_path: Path) -> None:
