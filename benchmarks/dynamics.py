@@ -33,6 +33,7 @@ from hf_lifealign.dynamics.series import read_series
 from hf_lifealign.judges import refusal
 from hf_lifealign.metrics.alignment_dynamics import priming_ratio
 from hf_lifealign.models import resolve_model
+from hf_lifealign.report.drawing import drawing_style, save_png
 
 RESULTS = Path(__file__).resolve().parent / "results" / "dynamics"
 KINDS = ("fixed", "ten", "diverse")
@@ -206,9 +207,44 @@ def report(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, An
             }
         )  # fmt: skip
     write_json(bench.root / "table.json", table)
+    draw(bench, runs, table)
     print(json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1))
     for row in table["runs"]:
         print(json.dumps({key: value for key, value in row.items() if key != "diversity"}))
+
+
+def draw(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]], table: dict[str, Any]) -> None:
+    """Scores through the three stages, predicted against measured changes, and the rebound at the reversal."""
+    import matplotlib.pyplot as plt
+
+    told = table["correlation_of_predicted_and_measured"]["cross"]
+    with drawing_style():
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
+        for (kind, seed), stages in runs.items():
+            colour = f"C{KINDS.index(kind)}"
+            points = [change.cross for stage in STAGES for change in find(stages[stage]).changes if change.last]
+            x, y = ([pair[i] for cross in points for pair in cross] for i in (0, 1))
+            middle.plot(x, y, ".", color=colour, alpha=0.5)
+            for number, stage in enumerate(STAGES):
+                steps, scores = curve(stages[stage])
+                label = kind if not number and seed == min(s for k, s in runs if k == kind) else None
+                left.plot([number * bench.args.steps + step for step in steps], scores, color=colour, label=label)
+            forces: dict[str, Any] = next((e["forces"] for e in stages["reverse"] if "forces" in e), {})
+            if "rebound" in forces:
+                right.plot([KINDS.index(kind)], [forces["rebound"]], "o", color=colour)
+        left.set(xlabel="step", ylabel="score", title="Aligned, reversed, aligned again", ylim=(-0.02, 1.02))
+        left.legend()
+        value, low, high = (told.get(key) for key in ("correlation", "low", "high"))
+        agreed = "no correlation" if value is None else f"r = {value:.2f}"
+        agreed += "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+        middle.axline((0, 0), slope=1, color="0.7", linewidth=1)
+        middle.set(
+            xlabel="predicted by one half", ylabel="measured on the other", title=f"Change of log-odds: {agreed}"
+        )
+        right.axhline(0, color="0.7", linewidth=1)
+        right.set(ylabel="log-odds a step", title="Rebound at the reversal", xlim=(-0.5, len(KINDS) - 0.5))
+        right.set_xticks(range(len(KINDS)), KINDS)
+        save_png(figure, bench.root / "dynamics.png")
 
 
 def main() -> None:

@@ -79,7 +79,8 @@ class AlignmentDynamicsCallback(TrainerCallback):
     half), which are in each checkpoint as well, and up to six more while forces are measured: means of both parts and
     of the squares, both parts of an update, and what a backward returns. Beyond `max_parameters`, and under DeepSpeed
     and FSDP, the score is followed without forces, and nothing of this is held. Under DDP every process measures the
-    same, by what the first one draws and judges, and the first one writes.
+    same, by what the first one draws and judges, and the first one writes. A trainer takes one such callback: a second
+    one would log under the same names, and overwrite the first one's anchor in checkpoints.
 
     Example:
 

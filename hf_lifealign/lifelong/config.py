@@ -9,7 +9,7 @@ from hf_lifealign.hub.remote import check_repo_id
 
 # The strategies and the general text count by what they hold, which the run adds.
 _WITHOUT_EFFECT = {
-    "strategies", "rehearsal", "rehearsal_judges",
+    "strategies", "rehearsal", "rehearsal_judges", "rehearsal_priming",
     "general_text", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
     "hub_model_id", "hub_token", "hub_private_repo", "push_replay", "push_in_background", "push_timeout", "license",
 }  # fmt: skip
@@ -34,8 +34,12 @@ class LifelongConfig:
             How much is replayed: `"fixed"`, what the strategy `"replay"` keeps, or `"dynamic"`, as much as the measured
             forces on the earlier tasks' scores ask for (the strategy `"dynamic_replay"` in its place).
         rehearsal_judges (`dict[str, str]`, *optional*):
-            For `"dynamic"`: the judge of each task that later ones shall not undo; see
-            [`~hf_lifealign.judges.resolve_judge`].
+            For `"dynamic"`: the judge of each task that later ones shall not undo. For `rehearsal_priming`: the judge
+            of each task that is taken up again. See [`~hf_lifealign.judges.resolve_judge`].
+        rehearsal_priming (`dict[str, str]`, *optional*):
+            The earlier task that a later one takes up again, by the later one's name: the steps that it takes to align
+            the model again are measured over those that it took first (the strategy `"rehearsal_priming"`, which may
+            stand among `strategies` for its other options).
         evaluate_all_tasks (`bool`, *optional*, defaults to `False`):
             Whether to evaluate on all tasks after each one, and on the untouched base, as forward transfer needs.
         eval_batch_size (`int`, *optional*, defaults to `8`):
@@ -43,7 +47,8 @@ class LifelongConfig:
         metric (`str`, *optional*, defaults to `"preference_accuracy"`):
             The matrix that the report puts first: `"preference_accuracy"`, `"margin"`, or a judge's name.
         judges (`list[str]`, *optional*):
-            Judges of generated answers, by the name of their entry point (`"rouge_l"`, `"bleu_4"`, `"refusal"`).
+            Judges of generated answers, by the name of their entry point (`"rouge_l"`, `"bleu_4"`, `"refusal"`), or as
+            `"package.module:function"`; such a one is measured under the function's name.
         judge_prompts (`int`, *optional*, defaults to `16`):
             Test prompts per task that are answered for the judges (the first ones).
         max_new_tokens (`int`, *optional*, defaults to `64`):
@@ -88,6 +93,7 @@ class LifelongConfig:
     strategies: list[Any] | None = None
     rehearsal: str = "fixed"
     rehearsal_judges: dict[str, Any] = field(default_factory=dict)
+    rehearsal_priming: dict[str, str] = field(default_factory=dict)
     evaluate_all_tasks: bool = False
     eval_batch_size: int = 8
     metric: str = "preference_accuracy"
@@ -115,8 +121,9 @@ class LifelongConfig:
                 raise ValueError(f"You set {name}={getattr(self, name)}. It has to be at least 1.")
         if self.rehearsal not in REHEARSAL:
             raise ValueError(f"You set rehearsal={self.rehearsal!r}. It has to be one of {list(REHEARSAL)}.")
-        if self.rehearsal_judges and self.rehearsal != "dynamic":
-            raise ValueError("You set rehearsal_judges, which only rehearsal='dynamic' asks. Set that, or no judges.")
+        # as a recipe leaves them that names them and sets nothing
+        self.rehearsal_judges, self.rehearsal_priming = self.rehearsal_judges or {}, self.rehearsal_priming or {}
+        self._check_judges()
         if self.push_replay not in PUSH_REPLAY:
             raise ValueError(f"You set push_replay={self.push_replay!r}. It has to be one of {list(PUSH_REPLAY)}.")
         if self.push_timeout <= 0:
@@ -136,19 +143,37 @@ class LifelongConfig:
                 "for the text that comes with the package, or 'none'."
             )
 
+    def _check_judges(self) -> None:
+        """Refuses judges of rehearsal that nobody asks, and tasks that are taken up again and have none."""
+        resumed = set(self.rehearsal_priming.values())
+        idle = [] if self.rehearsal == "dynamic" else sorted(set(self.rehearsal_judges) - resumed)
+        if idle:
+            raise ValueError(
+                f"You set rehearsal_judges for {idle}, which only rehearsal='dynamic' asks, and rehearsal_priming for "
+                "the tasks that are taken up again. Set one of both, or leave these judges out."
+            )
+        lacking = sorted(resumed - set(self.rehearsal_judges))
+        if lacking:
+            raise ValueError(
+                f"You set rehearsal_priming for tasks that take up {lacking}, which have no judge. Name a judge for "
+                "each of them in rehearsal_judges."
+            )
+
     @property
     def repo_id(self) -> str:
         """Repository to which the run is published."""
         return self.hub_model_id or Path(self.output_dir).expanduser().resolve().name
 
     def rehearsing(self, specs: list[Any]) -> list[Any]:
-        """Specifications of strategies, with `"dynamic_replay"` in the place of `"replay"` if that was asked for.
+        """Specifications of strategies, with `"dynamic_replay"` in the place of `"replay"` and with
+        `"rehearsal_priming"`, if that was asked for.
 
         Raises:
-            ValueError: if it was, and nothing is replayed.
+            ValueError: if dynamic rehearsal was asked for, and nothing is replayed.
         """
-        if self.rehearsal == "fixed":
-            return specs
+        return self._primed(specs if self.rehearsal == "fixed" else self._dynamic(specs))
+
+    def _dynamic(self, specs: list[Any]) -> list[Any]:
         found: list[Any] = []
         for spec in specs:
             options = {"name": spec} if isinstance(spec, str) else spec
@@ -162,6 +187,21 @@ class LifelongConfig:
                 "its options, or leave strategies out."
             )
         return found
+
+    def _primed(self, specs: list[Any]) -> list[Any]:
+        if not self.rehearsal_priming:
+            return specs
+        judges = {task: self.rehearsal_judges[task] for task in self.rehearsal_priming.values()}
+        own = {"name": "rehearsal_priming", "judges": judges, "resumes": self.rehearsal_priming}
+        found, stands = [], False
+        for spec in specs:
+            options = {"name": spec} if isinstance(spec, str) else spec
+            name = options.get("name") if isinstance(options, dict) else getattr(options, "name", None)
+            if name == own["name"]:
+                stands = True
+                spec = own | options if isinstance(options, dict) else spec
+            found.append(spec)
+        return found if stands else [*found, own]
 
     def settings(self) -> dict[str, Any]:
         """What decides the result of a run, as JSON: everything but where it lies, how it is shown and published."""

@@ -11,12 +11,12 @@ from datasets import Dataset
 
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign._resources import resource_path
-from hf_lifealign.judges import Judge
+from hf_lifealign.judges import Judge, judge_name, resolve_judge
 from hf_lifealign.lifelong.evaluation import SCORED_PAIRS, adapters_off, generate_answers, judge_results, margin_results
 from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.references import ReferenceStore
 from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, text_perplexity
-from hf_lifealign.strategies import JUDGES, load
+from hf_lifealign.strategies.registry import is_function_path
 
 if TYPE_CHECKING:
     from hf_lifealign.lifelong.trainer import LifelongTrainer
@@ -33,17 +33,25 @@ class Examiner:
 
     Raises:
         ValueError: if a judge stands twice, takes a reserved name, or `args.metric` is not measured.
+        ImportError: if a judge cannot be imported.
     """
 
     def __init__(self, run: "LifelongTrainer", judges: Mapping[str, Judge]) -> None:
         self.run = run
         self.judges: dict[str, Judge] = dict(judges)
-        for name in run.args.judges:
+        named: dict[str, str] = {}
+        for spec in run.args.judges:
+            name, judge = _named_judge(spec)
+            if name in named:
+                raise ValueError(
+                    f"You set the judges {named[name]!r} and {spec!r}, which are both measured as {name!r}. Leave one "
+                    "out, or give its function another name."
+                )
             if name in self.judges:
                 raise ValueError(
                     f"The judge {name!r} is named in the settings and passed as an object. Do one of both."
                 )
-            self.judges[name] = load(JUDGES, name)
+            named[name], self.judges[name] = spec, judge
         measured = ["preference_accuracy", "margin", *self.judges]
         if len(set(measured)) < len(measured):
             raise ValueError("A judge may not be called 'preference_accuracy' or 'margin'. Give it another name.")
@@ -187,6 +195,20 @@ class Examiner:
         if self.run.is_main_process:
             write_json(path, content)
         self.run.distributed.wait_for_everyone()
+
+
+def _named_judge(spec: str) -> tuple[str, Judge]:
+    """The judge that a text means, and under which name it is measured: that of its entry point, or of its function.
+
+    Raises:
+        ValueError, ImportError: see [`~hf_lifealign.judges.resolve_judge`].
+    """
+    judge = resolve_judge(spec)
+    if not is_function_path(spec.strip()):
+        return spec.strip(), judge
+    name = judge_name(judge)
+    # of an object it would be its settings, and of a lambda no name
+    return name if name.isidentifier() else spec.strip().rpartition(":")[2].rpartition(".")[2], judge
 
 
 def general_text(choice: str) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from hf_lifealign.report.priming import priming_section
 from hf_lifealign.report.run_data import RunData, flatten
 from hf_lifealign.report.table import markdown_table, summary_rows, view_table
 from hf_lifealign.report.view import MatrixView, view_matrix
@@ -21,6 +22,7 @@ _FILES = (
     ("state.json", "settings, progress and cost of every phase"),
     ("adapters/", "one folder for each finished task: plain LoRA, with the memory in `slmc/` where there is one"),
     ("logs/", "what the trainer logged in each phase"),
+    ("rehearsal_priming/", "the alignment scores of the tasks that were followed, as curves"),
     ("evaluation/", "the result on every task at every stage"),
     ("tracking/", "TensorBoard events of the whole run"),
 )
@@ -40,6 +42,7 @@ def report_text(data: RunData, pictures: Sequence[str]) -> str:
         if "curves.png" in pictures
         else "",
         _other_measures(data),
+        priming_section(data, pictures),
         _perplexity(data),
         _cost(data),
         _consolidation(data),

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_lifealign._files import write_text
 from hf_lifealign.report.document import report_text
+from hf_lifealign.report.priming import primed_tasks
 from hf_lifealign.report.run_data import read_run
 from hf_lifealign.report.view import view_matrix
 
@@ -14,6 +15,8 @@ PICTURES = ("matrix.png", "curves.png")
 
 def write_report(run_dir: str | Path) -> list[Path]:
     """Writes `matrix.png`, `curves.png` and `report.md` into a run's folder, for a finished run or one in progress.
+
+    For each task that took up an earlier one there is also a picture of both curves, `priming-NN-<task>.png`.
 
     The same folder content gives the same bytes. A picture for which there is nothing to show yet is left out.
 
@@ -29,6 +32,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
     """
     from hf_lifealign.report.curves import curves_figure
     from hf_lifealign.report.drawing import drawing_style, save_png
+    from hf_lifealign.report.dynamics_pictures import priming_figure
     from hf_lifealign.report.heat_map import matrix_figure
 
     data = read_run(run_dir)
@@ -40,6 +44,12 @@ def write_report(run_dir: str | Path) -> list[Path]:
             if figure is not None:
                 save_png(figure, data.root / name)
                 written.append(data.root / name)
+        for task in primed_tasks(data):
+            curves = task.curves()
+            drawn = priming_figure(curves) if curves is not None else ""
+            if not isinstance(drawn, str):
+                save_png(drawn, data.root / task.picture)
+                written.append(data.root / task.picture)
     report = data.root / "report.md"
     write_text(report, report_text(data, [path.name for path in written]))
     return [*written, report]
