@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from hf_lifealign import AlignmentDynamicsCallback, diversity_report
-from hf_lifealign._files import write_json
+from hf_lifealign._files import read_json, write_json
 from hf_lifealign.dynamics.agreement import agreement
 from hf_lifealign.dynamics.findings import find
 from hf_lifealign.dynamics.series import read_series
@@ -76,6 +76,12 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.root = Path(args.output or RESULTS)
+        told = {key: value for key, value in vars(args).items() if key not in ("kinds", "seeds", "output", "threads")}
+        told["data"] = str(args.data)
+        file = self.root / "settings.json"
+        if file.is_file() and read_json(file) != told:
+            raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
+        write_json(file, told)
         folder = resolve_model("embedded:smollm2-135m")
         self.folder, self.tokenizer = folder, AutoTokenizer.from_pretrained(folder)
         self.train, self.test = self._rows("train"), self._rows("test")
@@ -126,7 +132,7 @@ class Bench:
 
     def _train(self, folder: Path, before: Path | None, rows: Dataset, seed: int) -> None:
         args = self.args
-        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, args.dtype))
         torch.manual_seed(seed)
         if before is None:
             model: Any = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -137,9 +143,10 @@ class Bench:
             samples=args.samples, max_new_tokens=args.tokens, seed=seed,
         )  # fmt: skip
         config = SFTConfig(
-            str(folder), max_steps=args.steps, per_device_train_batch_size=8, learning_rate=args.rate, use_cpu=True,
-            lr_scheduler_type="constant", max_length=160, logging_steps=10, report_to=[], save_strategy="no", seed=seed,
-            bf16=False, gradient_checkpointing=False, disable_tqdm=True, completion_only_loss=True,
+            str(folder), max_steps=args.steps, per_device_train_batch_size=args.batch, learning_rate=args.rate,
+            lr_scheduler_type="constant", max_length=args.max_length, completion_only_loss=True, seed=seed,
+            logging_steps=10, report_to=[], save_strategy="no", use_cpu=True, bf16=False, gradient_checkpointing=False,
+            disable_tqdm=True,
         )  # fmt: skip
         trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=self.tokenizer, callbacks=[watch])
         watch.trainer = trainer
@@ -154,7 +161,15 @@ def correlations(runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -
     samples agree whatever the judge says; they tell whether first order holds (`linearisation`).
     """
     pairs: dict[str, list[tuple[float, float, int]]] = {
-        name: [] for name in ("cross", "linearisation", "linearisation_at_every_checkpoint", "trapezoid", "fresh")
+        name: []
+        for name in (
+            "cross",
+            "cross_at_every_checkpoint",
+            "linearisation",
+            "linearisation_at_every_checkpoint",
+            "trapezoid",
+            "fresh",
+        )
     }
     anchors: dict[tuple[Any, ...], int] = {}
     for key, stages in runs.items():
@@ -162,7 +177,8 @@ def correlations(runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -
             for change in find(series).changes:
                 anchor = anchors.setdefault((*key, stage, change.since), len(anchors))
                 told: dict[str, list[tuple[float | None, float | None]]] = {
-                    "linearisation_at_every_checkpoint": [(change.predicted, change.measured)]
+                    "linearisation_at_every_checkpoint": [(change.predicted, change.measured)],
+                    "cross_at_every_checkpoint": [*change.cross],
                 }
                 if change.last:
                     told |= {
@@ -254,6 +270,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a stage")
     parser.add_argument("--rows", type=int, default=320, help="training rows of a stage")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step")
+    parser.add_argument("--max-length", type=int, default=160, help="longest row, in tokens")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the base")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     parser.add_argument("--every", type=int, default=2)
     parser.add_argument("--anchor-every", type=int, default=4)
