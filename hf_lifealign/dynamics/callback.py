@@ -82,6 +82,10 @@ class AlignmentDynamicsCallback(TrainerCallback):
     same, by what the first one draws and judges, and the first one writes. A trainer takes one such callback: a second
     one would log under the same names, and overwrite the first one's anchor in checkpoints.
 
+    Precision: between two states of a model in bfloat16 the log-likelihood of an answer of ten tokens is off by about
+    0.2 nats (SmolLM2-135M; the last bit of a logit near 20 is worth an eighth). Over all samples this averages out to
+    some hundredths of the log-odds; smaller changes are seen in float32.
+
     Example:
 
     ```python
