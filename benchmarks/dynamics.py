@@ -175,6 +175,8 @@ def correlations(runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -
     for key, stages in runs.items():
         for stage, series in stages.items():
             for change in find(series).changes:
+                if change.doubt is not None:  # the rarer side stands in too few probes for an interval
+                    continue
                 anchor = anchors.setdefault((*key, stage, change.since), len(anchors))
                 told: dict[str, list[tuple[float | None, float | None]]] = {
                     "linearisation_at_every_checkpoint": [(change.predicted, change.measured)],
@@ -238,7 +240,12 @@ def draw(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), constrained_layout=True)
         for (kind, seed), stages in runs.items():
             colour = f"C{KINDS.index(kind)}"
-            points = [change.cross for stage in STAGES for change in find(stages[stage]).changes if change.last]
+            points = [
+                change.cross
+                for stage in STAGES
+                for change in find(stages[stage]).changes
+                if change.last and not change.doubt
+            ]
             x, y = ([pair[i] for cross in points for pair in cross] for i in (0, 1))
             middle.plot(x, y, ".", color=colour, alpha=0.5)
             for number, stage in enumerate(STAGES):

@@ -58,6 +58,7 @@ class Change:
         residual (`float`, *optional*): what is predicted beyond `net`.
         ess (`float`, *optional*): share of the anchor's samples that are still effective.
         cross (`list` of pairs): predicted by one half of the anchor's samples, and measured on the other half.
+        doubt (`str`, *optional*): why what was measured has no interval.
     """
 
     since: int
@@ -75,6 +76,7 @@ class Change:
     residual: float | None = None
     ess: float | None = None
     cross: tuple[tuple[float, float], ...] = ()
+    doubt: str | None = None
 
     @property
     def steps(self) -> int:
@@ -323,7 +325,12 @@ def _interval(found: Agreement) -> str:
 
 
 def _prediction(changes: Sequence[Change]) -> dict[str, Agreement]:
-    """The agreement of each kind of pair, one cluster for each anchor."""
+    """The agreement of each kind of pair, one cluster for each anchor.
+
+    A measured change whose interval was not estimable does not count: one side stands in so few probes that its size
+    is chance.
+    """
+    changes = [change for change in changes if change.doubt is None]
 
     def of(found: Iterable[Change], predicted: str, measured: str) -> Agreement:
         pairs = [(getattr(c, predicted), getattr(c, measured), c.since) for c in found]
@@ -407,9 +414,16 @@ def _changes(entries: Sequence[dict[str, Any]]) -> list[Change]:
             "fresh": ends[1] - ends[0] if all(map(math.isfinite, ends)) else None,
             "ess": _number(entry, "rescored" if "rescored" in entry else "score", "ess"),
             "cross": _cross(entry),
+            "doubt": _doubt(entry),
         }
     last = {since: max(step for start, step in found if start == since) for since, _ in found}
     return [Change(since, step, step == last[since], **found[since, step]) for since, step in sorted(found)]
+
+
+def _doubt(entry: dict[str, Any]) -> str | None:
+    told = entry.get("log_odds_change")
+    reason = told.get("reason") if isinstance(told, dict) else None
+    return None if reason is None else str(reason)
 
 
 def _cross(entry: dict[str, Any]) -> tuple[tuple[float, float], ...]:

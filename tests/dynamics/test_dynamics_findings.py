@@ -195,6 +195,17 @@ def test_without_a_cross_check_there_is_no_verdict() -> None:
     assert [c.cross for c in find(entries).changes[:4]] == [((0.5, 2.0),), (), (), ()]
 
 
+def test_changes_without_an_interval_do_not_count() -> None:
+    """Nine of ten rest on an answer or two: their sizes are chance, and nothing is said of the forces by them."""
+    entries = linear()
+    for entry in entries[1:-1]:
+        entry["log_odds_change"]["reason"] = "interval not estimable: one side is in so few prompts"
+    found = find(entries)
+    assert [change.doubt is None for change in found.changes] == [False] * 9 + [True]
+    assert all(agreed.clusters <= 1 for agreed in found.prediction.values())
+    assert found.verdict == TOO_FEW
+
+
 def test_few_updates_are_told() -> None:
     entries = [told(0, 0.4, forces={"net": 0.1, "updates": 1, "reason": "1 update of training rows"})]
     assert [(m.what, m.reason) for m in find(entries).missing] == [("sizes of forces", "1 update of training rows")]
