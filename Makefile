@@ -41,7 +41,7 @@ bench: $(VENV)/.model
 	$(BIN)/python benchmarks/consolidation.py
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/meta_aligner_step.py
-	$(BIN)/python benchmarks/dynamics_overhead.py
+	$(BIN)/python benchmarks/dynamics_overhead.py --short
 
 build: $(VENV)/.installed
 	$(BIN)/python -m build --outdir dist
