@@ -54,7 +54,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.root = Path(args.output or RESULTS) / "-".join(args.order)
-        told = {k: getattr(args, k) for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every")}
+        told = {k: getattr(args, k) for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every", "dtype")}
         file = self.root / "settings.json"
         if file.is_file() and read_json(file) != told:
             raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
@@ -106,7 +106,7 @@ class Bench:
         return AlignmentMeter(probes, judge, self.tokenizer, 4, self.args.tokens, seed=1)
 
     def model(self, adapter: Path | None = None) -> Any:
-        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, self.args.dtype))
         return base.eval() if adapter is None else PeftModel.from_pretrained(base, str(adapter)).eval()
 
     # Lives
@@ -130,7 +130,7 @@ class Bench:
         )  # fmt: skip
         LifelongTrainer(
             "embedded:smollm2-135m", config, stream, processing_class=self.tokenizer, trainer_class=DPOTrainer,
-            training_args=training, model_init_kwargs={"dtype": "float32"},
+            training_args=training, model_init_kwargs={"dtype": args.dtype},
             peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         ).train()  # fmt: skip
 
@@ -271,6 +271,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=8, help="steps between measurements")
     parser.add_argument("--probes", type=int, default=64, help="probes of the score that is reported")
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the base")
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
