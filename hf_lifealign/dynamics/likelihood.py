@@ -129,6 +129,28 @@ def _chosen(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torc
     return (logps * mask).sum(-1)
 
 
+@torch.no_grad()
+def prompt_cache(model: Any, input_ids: torch.Tensor, mask: torch.Tensor, count: int) -> Any:
+    """What a model remembers of prompts but for their last tokens, each `count` times over, so that answers to the same
+    prompt need it read once. `None` where there is nothing to remember, or a cache cannot be shared.
+
+    Args:
+        model: causal language model, in evaluation mode.
+        input_ids, mask (`torch.Tensor` of shape `(prompts, length)`): padded on the left.
+        count (`int`): answers to each prompt.
+    """
+    if input_ids.shape[1] < 2:
+        return None
+    ids, seen = input_ids[:, :-1], mask[:, :-1]
+    heads: dict[str, Any] = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    output = model(input_ids=ids, attention_mask=seen, use_cache=True, **_positions(model, seen, ids.shape[1]), **heads)
+    cache: Any = getattr(output, "past_key_values", None)
+    if not _can_be_extended(cache):
+        return None
+    cache.batch_repeat_interleave(count)
+    return cache
+
+
 def _can_be_extended(cache: Any) -> bool:
     # a layer of another kind forgets, or holds a state that cannot be repeated from the middle
     return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from hf_lifealign.diversity.collision import prefix_collision
 from hf_lifealign.dynamics.forces import importance_weights
-from hf_lifealign.dynamics.likelihood import logps_of, takes, weighted_gradient
+from hf_lifealign.dynamics.likelihood import logps_of, prompt_cache, takes, weighted_gradient
 from hf_lifealign.dynamics.samples import Probe, Samples
 from hf_lifealign.dynamics.updates import Tensors
 from hf_lifealign.judges import Judge, JudgeError, judged
@@ -132,12 +132,15 @@ class AlignmentMeter:
         inputs = tokenize(self.tokenizer, prompts, self.chat_template_kwargs).to(device)
         ends = self._ends(model)
         plain = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=self.samples,
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1,
             max_new_tokens=self.max_new_tokens, pad_token_id=self.tokenizer.pad_token_id, eos_token_id=sorted(ends),
             use_cache=True,
         )  # fmt: skip
+        cache = prompt_cache(model, inputs["input_ids"], inputs["attention_mask"], self.samples)
+        repeated = {name: tensor.repeat_interleave(self.samples, dim=0) for name, tensor in inputs.items()}
+        shared = {} if cache is None else {"past_key_values": cache}
         with _generating_with(model, plain):
-            output = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :].tolist()
+            output = model.generate(**repeated, **shared)[:, inputs["input_ids"].shape[1] :].tolist()
         rows = []
         for row in output:
             end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))

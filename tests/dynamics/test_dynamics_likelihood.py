@@ -12,7 +12,14 @@ from support.tiny import tiny_model
 from transformers import GPT2Config, GPT2LMHeadModel, Mamba2Config, Mamba2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from hf_lifealign.dynamics import likelihood
-from hf_lifealign.dynamics.likelihood import _random_states, logps_of, undisturbed, weighted_gradient
+from hf_lifealign.dynamics.likelihood import (
+    _padded,
+    _random_states,
+    logps_of,
+    prompt_cache,
+    undisturbed,
+    weighted_gradient,
+)
 from hf_lifealign.dynamics.updates import norm
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
@@ -134,3 +141,20 @@ def test_the_random_states_of_other_accelerators_are_put_back(monkeypatch: pytes
         put_back(state)
     # Apple's has one device, and takes none
     assert calls == [("mps", "None"), ("xpu", "xpu:0"), ("xpu", "xpu:1")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_to_a_prompt_that_is_read_once_are_the_same(kind: str) -> None:
+    model = KINDS[kind]().eval()
+    ids, mask = _padded(PROMPTS, "left", torch.device("cpu"))
+    repeated = {"input_ids": ids.repeat_interleave(3, dim=0), "attention_mask": mask.repeat_interleave(3, dim=0)}
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 5, "top_k": 0, "pad_token_id": 0}
+    torch.manual_seed(0)
+    plain = model.generate(**repeated, **options)
+    cache = prompt_cache(model, ids, mask, 3)
+    assert (cache is None) == (kind == "mistral")
+    if cache is not None:
+        assert cache.get_seq_length() == ids.shape[1] - 1
+        torch.manual_seed(0)
+        assert torch.equal(model.generate(**repeated, **options, past_key_values=cache), plain)
+    assert prompt_cache(model, ids[:, -1:], mask[:, -1:], 3) is None, "a single token is read with its answers"
