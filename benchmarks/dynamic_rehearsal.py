@@ -40,7 +40,7 @@ from hf_lifealign.strategies.dynamic_replay import DynamicReplayStrategy
 
 RESULTS = Path(__file__).resolve().parent / "results" / "dynamic_rehearsal"
 ARMS = ("none", "fixed", "dynamic")
-BATCH = 8
+BATCH = 4
 _Array = NDArray[np.float64]
 
 
@@ -54,7 +54,10 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.root = Path(args.output or RESULTS) / "-".join(args.order)
-        told = {k: getattr(args, k) for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every", "dtype")}
+        told = {
+            k: getattr(args, k)
+            for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every", "dtype", "characters")
+        }
         file = self.root / "settings.json"
         if file.is_file() and read_json(file) != told:
             raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
@@ -70,7 +73,7 @@ class Bench:
         found = []
         for row in map(json.loads, lines):
             longest = max(len(row[side][-1]["content"]) for side in ("chosen", "rejected"))
-            if len(row["prompt"]) == 1 and len(row["prompt"][0]["content"]) + longest < 500:
+            if len(row["prompt"]) == 1 and len(row["prompt"][0]["content"]) + longest < self.args.characters:
                 found.append({key: row[key] for key in ("prompt", "chosen", "rejected")})
         order = np.random.default_rng(0).permutation(len(found))
         return [found[i] for i in order[: self.args.rows if split == "train" else self.args.tests]]
@@ -121,7 +124,7 @@ class Bench:
         )
         training = DPOConfig(
             "unused", max_steps=args.steps, per_device_train_batch_size=BATCH, learning_rate=args.rate, use_cpu=True,
-            lr_scheduler_type="constant", max_length=192, logging_steps=5, bf16=False, gradient_checkpointing=False,
+            lr_scheduler_type="constant", max_length=128, logging_steps=5, bf16=False, gradient_checkpointing=False,
             disable_tqdm=True,
         )  # fmt: skip
         config = LifelongConfig(
@@ -142,8 +145,8 @@ class Bench:
         args = self.args
         return [
             DynamicReplayStrategy(
-                {args.order[0]: self.judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=24,
-                samples=4, max_new_tokens=args.tokens, force_rows=32, booster_steps=5,
+                {args.order[0]: self.judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=16,
+                samples=4, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
             )
         ]  # fmt: skip
 
@@ -176,7 +179,7 @@ class Bench:
             model, base = self.model(adapter), self.model()
             told: dict[str, Any] = {}
             for key, task in zip(("margins", "learnt"), self.args.order, strict=True):
-                pairs = encode_pairs(Dataset.from_list(self.data[task]["test"]), self.tokenizer, 192)
+                pairs = encode_pairs(Dataset.from_list(self.data[task]["test"]), self.tokenizer, 128)
                 pairs = [pair for pair in pairs if not pair.is_empty]
                 scored = [score_pairs(m, pairs, self.tokenizer.pad_token_id or 0, 8) for m in (model, base)]
                 told[key] = [(c - rc) - (r - rr) for (c, r), (rc, rr) in zip(scored[0], scored[1], strict=True)]
@@ -266,10 +269,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a task")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     parser.add_argument("--rows", type=int, default=400, help="training rows of a task")
-    parser.add_argument("--tests", type=int, default=200, help="held-out pairs of a task")
+    parser.add_argument("--characters", type=int, default=300, help="of a prompt and its longer answer, at most")
+    parser.add_argument("--tests", type=int, default=150, help="held-out pairs of a task")
     parser.add_argument("--tolerance", type=float, default=0.05, help="by how much the score may fall")
     parser.add_argument("--every", type=int, default=8, help="steps between measurements")
-    parser.add_argument("--probes", type=int, default=64, help="probes of the score that is reported")
+    parser.add_argument("--probes", type=int, default=48, help="probes of the score that is reported")
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the base")
     parser.add_argument("--output", type=Path, default=None)
