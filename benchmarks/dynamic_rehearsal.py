@@ -14,14 +14,14 @@ benchmarks/results/dynamic_rehearsal/.
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from common import keep_settings, quiet
+from datasets import Dataset
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,10 +58,7 @@ class Bench:
             k: getattr(args, k)
             for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every", "dtype", "characters")
         }
-        file = self.root / "settings.json"
-        if file.is_file() and read_json(file) != told:
-            raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
-        write_json(file, told)
+        keep_settings(self.root, told)
         self.folder = resolve_model("embedded:smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.data = {name: {split: self._rows(name, split) for split in ("train", "test")} for name in args.order}
@@ -279,10 +276,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
-    disable_progress_bars()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    quiet(args.threads)
     bench = Bench(args)
     runs = {seed: bench.run(seed, args.arms) for seed in args.seeds}
     report(bench, runs, args.arms)

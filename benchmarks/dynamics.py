@@ -13,20 +13,20 @@ the width of the data, and priming ratios, as table and pictures in benchmarks/r
 import argparse
 import itertools
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from common import keep_settings, quiet
+from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from hf_lifealign import AlignmentDynamicsCallback, diversity_report
-from hf_lifealign._files import read_json, write_json
+from hf_lifealign._files import write_json
 from hf_lifealign.dynamics.agreement import agreement
 from hf_lifealign.dynamics.findings import find
 from hf_lifealign.dynamics.series import read_series
@@ -78,10 +78,7 @@ class Bench:
         self.root = Path(args.output or RESULTS)
         told = {key: value for key, value in vars(args).items() if key not in ("kinds", "seeds", "output", "threads")}
         told["data"] = str(args.data)
-        file = self.root / "settings.json"
-        if file.is_file() and read_json(file) != told:
-            raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
-        write_json(file, told)
+        keep_settings(self.root, told)
         folder = resolve_model("embedded:smollm2-135m")
         self.folder, self.tokenizer = folder, AutoTokenizer.from_pretrained(folder)
         self.train, self.test = self._rows("train"), self._rows("test")
@@ -290,10 +287,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
-    disable_progress_bars()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    quiet(args.threads)
     bench = Bench(args)
     runs = {}
     for seed in args.seeds:

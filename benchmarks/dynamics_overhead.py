@@ -11,14 +11,14 @@ cost with the default schedule's one anchor and four scores in between: minutes 
 """
 
 import argparse
-import logging
 import statistics
 import tempfile
 import time
 from typing import Any
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from common import quiet
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -51,10 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.short:
         args.steps, args.repeats = 8, 1
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    disable_progress_bars()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet(args.threads)
     folder = resolve_model("embedded:smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data, probes = rows(tokenizer, args.length), [f"Tell me something about the number {n}." for n in range(32)]
@@ -62,9 +59,8 @@ def main() -> None:
     shares = []
     for _ in range(args.repeats):
         for watched in (False, True):
-            watch = AlignmentDynamicsCallback(probes, judge, every=4 if args.short else 20)
-            if args.short:
-                watch.anchor_every = args.steps
+            schedule = {"every": 4, "anchor_every": args.steps} if args.short else {}
+            watch = AlignmentDynamicsCallback(probes, judge, **schedule)
             with tempfile.TemporaryDirectory() as output:
                 trainer = SFTTrainer(
                     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),

@@ -15,14 +15,14 @@ ends with the table, paired bootstrap intervals, and a picture in benchmarks/res
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from common import keep_settings, quiet
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,23 +66,14 @@ class Bench:
         self.tasks = [task for task in args.pair if task != "brevity"]
         if not self.tasks:
             raise SystemExit("Name at least one task beside 'brevity': its prompts are what is answered.")
-        self._keep_settings()
+        told = {key: getattr(args, key) for key in ("pair", "prompts", "train_prompts", "offline", "tokens", "rates")}
+        keep_settings(self.root, told | {"default_rates": RATES, "data": str(args.data)})
         self.rewards = [self._reward(name) for name in args.pair]
         folder = resolve_model("embedded:smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model_folder = folder
         share = -(-args.prompts // len(self.tasks))
         self.held_out = self._prompts("test", share)[: args.prompts]
-
-    def _keep_settings(self) -> None:
-        """Results of other settings are not mixed with these."""
-        args = self.args
-        told = {key: getattr(args, key) for key in ("pair", "prompts", "train_prompts", "offline", "tokens", "rates")}
-        told |= {"default_rates": RATES, "data": str(args.data)}
-        file = self.root / "settings.json"
-        if file.is_file() and read_json(file) != json.loads(json.dumps(told)):
-            raise SystemExit(f"{self.root} holds results of other settings, see {file}. Give another --output.")
-        write_json(file, told)
 
     def scale(self) -> Scale:
         """By which all arms and seeds are measured: the offline set of seed 0, before any arm is trained."""
@@ -311,10 +302,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--progress", action="store_true")
     args = parser.parse_args()
-    disable_progress_bars()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    quiet(args.threads)
     bench = Bench(args)
     fronts: dict[str, list[Front]] = {arm: [] for arm in args.arms}
     for seed in args.seeds:
