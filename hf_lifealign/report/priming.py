@@ -1,12 +1,10 @@
 """Tasks that took up earlier ones: how fast each was aligned again, as a section of the report and as curves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lifealign._files import read_json
 from hf_lifealign.report.run_data import RunData
 from hf_lifealign.report.table import markdown_table
 
@@ -58,8 +56,8 @@ class PrimedTask:
         from hf_lifealign.dynamics.findings import Priming
         from hf_lifealign.metrics.alignment_dynamics import PrimingEstimate
 
-        first = _read_curve(self.root / _FOLDER / f"{self.first}.json")
-        again = _read_curve(self.root / _FOLDER / f"{self.label}.json")
+        first = _points(self.root / _FOLDER / f"{self.first}.json")
+        again = _points(self.root / _FOLDER / f"{self.label}.json")
         if not first or not again:
             return None
         figures = {field.name: self.told.get(field.name) for field in fields(PrimingEstimate)}
@@ -102,27 +100,24 @@ def _label(index: int, entry: Mapping[str, Any]) -> str:
     return str(entry.get("label") or f"{index + 1:02d}-{entry.get('name')}")
 
 
-def _read_curve(file: Path) -> "list[Point] | None":
-    """The points of a curve that the strategy wrote, or that came with what was published; `None` if it is none."""
+def _points(file: Path) -> "list[Point] | None":
+    """The points of a curve; `None` if there is no such file, or none that holds a curve."""
     from hf_lifealign.dynamics.findings import Point
+    from hf_lifealign.dynamics.score_curve import read_curve
 
-    if not file.is_file():
+    content = read_curve(file) if file.is_file() else None
+    if content is None:
         return None
-    try:
-        content = read_json(file)
-        columns = [content[name] for name in ("steps", "scores", "low", "high")]
-        points = [
-            Point(step, step, score, low if _is_number(low) else None, high if _is_number(high) else None, None)
-            for step, score, low, high in zip(*columns, strict=True)
-        ]
-    except (ValueError, TypeError, KeyError):
-        # the run goes on without a picture
-        return None
-    return points if all(_is_number(p.step) and _is_number(p.score) for p in points) else None
+    unknown = [None] * len(content["steps"])
+    ends = [[x if _is_number(x) else None for x in content.get(name, unknown)] for name in ("low", "high")]
+    rows = zip(content["steps"], content["scores"], *ends, strict=True)
+    return [Point(step, step, score, low, high, None) for step, score, low, high in rows]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    from hf_lifealign.dynamics.score_curve import is_number
+
+    return is_number(value)
 
 
 def _text(value: Any, digits: int) -> str:

@@ -118,6 +118,12 @@ class Strategy:
 
     name: str = "strategy"
 
+    def refuse_below(self, least: int, **options: int) -> None:
+        """Raises `ValueError` for an option that is below `least`."""
+        for option, value in options.items():
+            if value < least:
+                raise ValueError(f"You set {option}={value} of the strategy {self.name!r}. Set at least {least}.")
+
     def settings(self) -> dict[str, Any]:
         """What decides the strategy's effect, as JSON; a run that is started again has to have the same."""
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}

@@ -79,14 +79,10 @@ class DynamicReplayStrategy(ReplayStrategy):
             raise ValueError(
                 f"You set tolerance={tolerance} of the strategy 'dynamic_replay'. It has to lie in (0, 1)."
             )
-        for option, value, least in (
-            ("every", every, 1), ("probes", probes, 2), ("samples", samples, 2), ("max_new_tokens", max_new_tokens, 1),
-            ("force_rows", force_rows, 1), ("booster_steps", booster_steps, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(
-                    f"You set {option}={value} of the strategy 'dynamic_replay'. It has to be at least {least}."
-                )
+        self.refuse_below(
+            1, every=every, max_new_tokens=max_new_tokens, force_rows=force_rows, booster_steps=booster_steps
+        )
+        self.refuse_below(2, probes=probes, samples=samples)
         self.tolerance, self.every, self.probes, self.samples = tolerance, every, probes, samples
         self.max_new_tokens, self.force_rows, self.booster_steps = max_new_tokens, force_rows, booster_steps
         self._judges = dict(judges)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lifealign._files import read_json, write_json
+from hf_lifealign._files import write_json
 from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.metrics.alignment_dynamics import PrimingEstimate, priming_ratio
 from hf_lifealign.report.privacy import without_folders
@@ -63,11 +63,8 @@ class RehearsalPrimingStrategy(Strategy):
         share: float = 0.9,
         tolerance: float = 0.1,
     ):
-        for option, value, least in (
-            ("every", every, 1), ("probes", probes, 2), ("samples", samples, 1), ("max_new_tokens", max_new_tokens, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise ValueError(f"You set {option}={value} of the strategy {self.name!r}. Set at least {least}.")
+        self.refuse_below(1, every=every, samples=samples, max_new_tokens=max_new_tokens)
+        self.refuse_below(2, probes=probes)
         for option, number, fits, numbers in (
             ("target", target, target is None or 0 < target <= 1, "(0, 1], or leave it out"),
             ("share", share, 0 < share <= 1, "(0, 1]"),
@@ -230,22 +227,26 @@ class RehearsalPrimingStrategy(Strategy):
 
     def _compared(self, file: Path, again: dict[str, Any]) -> dict[str, Any]:
         """The priming of a curve, against the first one in a file."""
+        from hf_lifealign.dynamics.score_curve import read_curve
+
         of = again["of"]
         if not file.is_file():
             return _priming(of, f"not estimable: the score of {of!r} was not measured when it was trained first")
+        first = read_curve(file)
+        if first is None:
+            # from what was published, which may have been edited; the path of the file is nobody's business
+            return _priming(of, f"not estimable: {file.name} does not hold the curve of a score")
+        for name, content in (("first", first), ("again", again)):
+            if len(content["steps"]) < 2:
+                scores = "only one score" if content["steps"] else "no score"
+                return _priming(of, f"not estimable: {name} has {scores}")
         try:
-            first = read_json(file)
-            for name, content in (("first", first), ("again", again)):
-                if len(content["steps"]) < 2:
-                    scores = "only one score" if content["steps"] else "no score"
-                    return _priming(of, f"not estimable: {name} has {scores}")
             estimate = priming_ratio(
                 (first["steps"], first["scores"]), (again["steps"], again["scores"]),
                 target=self.target, share=self.share, tolerance=self.tolerance,
             )  # fmt: skip
-        except (ValueError, TypeError, KeyError):
-            # from what was published, which may have been edited; the path of the file is nobody's business
-            return _priming(of, f"not estimable: {file.name} does not hold the curve of a score")
+        except ValueError as error:
+            return _priming(of, f"not estimable: {error}")
         other = [words for key, words in _OF_ONE_SCORE.items() if first.get(key) != again[key]]
         told = estimate.to_json()
         if other:

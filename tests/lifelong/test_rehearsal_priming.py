@@ -294,6 +294,7 @@ def test_what_is_not_estimable_is_told(tmp_path: Path) -> None:
         (curve([0.2, None]), again, "01-one.json does not hold the curve"),
         ({"rows": 1}, again, "does not hold the curve"),
         ([1, 2], again, "does not hold the curve"),
+        ({**again, "steps": [2, 0]}, again, "The steps of first go from 2 to 0"),
     ):
         file.unlink(missing_ok=True)
         if first is not None:

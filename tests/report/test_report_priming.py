@@ -23,7 +23,8 @@ TOLD = {
 def curve(scores: list[float]) -> dict[str, Any]:
     return {
         "task": "x", "of": "truthful", "steps": [10 * i for i in range(len(scores))], "scores": scores,
-        "low": [score - 0.1 for score in scores], "high": [None, *(score + 0.1 for score in scores[1:])],
+        "low": [score - 0.1 for score in scores],
+        "high": [None if not i else score + 0.1 for i, score in enumerate(scores)],
     }  # fmt: skip
 
 
@@ -66,7 +67,9 @@ def test_what_was_not_estimable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, [1], {}, curve([]), {**curve([0.1, 0.2]), "scores": ["a", "b"]},
                                      {**curve([0.1, 0.2]), "low": []}])  # fmt: skip
-def test_without_a_sound_curve_there_is_no_picture(tmp_path: Path, content: Any) -> None:
+def test_without_a_sound_curve_there_is_no_picture(
+    tmp_path: Path, content: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     run = primed_run(tmp_path)
     file = run / "rehearsal_priming" / "01-truthful.json"
     file.unlink()
@@ -76,6 +79,8 @@ def test_without_a_sound_curve_there_is_no_picture(tmp_path: Path, content: Any)
     text = (run / "report.md").read_text()
     assert "## Aligned again" in text
     assert "priming-" not in text
+    told = [record.getMessage() for record in caplog.records if "01-truthful.json" in record.getMessage()]
+    assert bool(told) == (content not in (None, curve([])))
 
 
 def test_figures_of_a_stranger_do_no_harm(tmp_path: Path) -> None:
