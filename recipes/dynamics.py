@@ -49,7 +49,7 @@ class DynamicsArguments:
     fit_reward: str | None = field(default=None, metadata={"help": "Preference pairs to fit that reward on."})
     every: int = field(default=20, metadata={"help": "Steps between scores."})
     anchor_every: int | None = field(default=None, metadata={"help": "Steps between anchors; five times `every`."})
-    force_batch: int = field(default=64, metadata={"help": "Training rows on which forces are measured."})
+    force_batch: int = field(default=48, metadata={"help": "Training rows on which forces are measured."})
     samples: int = field(default=8, metadata={"help": "Answers to each probe."})
     probe_tokens: int = field(default=32, metadata={"help": "Longest answer to a probe."})
 

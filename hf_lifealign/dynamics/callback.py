@@ -104,7 +104,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         every (`int`): steps between scores.
         anchor_every (`int`, *optional*): steps between anchors; five times `every` by default. An anchor comes earlier
             where the samples no longer carry.
-        force_batch (`int`): training rows on which forces are measured, at least: rows for 8 updates are taken where
+        force_batch (`int`): training rows on which forces are measured, at least: rows for 6 updates are taken where
             the data has them, and always whole updates.
         samples (`int`): answers to each probe; at least 2 for forces, and 4 for a verdict on them.
         max_new_tokens (`int`): longest answer.
@@ -130,7 +130,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
         judge: Judge | str,
         every: int = 20,
         anchor_every: int | None = None,
-        force_batch: int = 64,
+        force_batch: int = 48,
         samples: int = 8,
         max_new_tokens: int = 32,
         score_tokens: int | None = None,

@@ -19,7 +19,7 @@ _LOGITS = 128 * 1024**2
 DRIVE, REBOUND, TOTAL = "drive", "rebound", "total"
 # Updates for whose rows a force batch has room: the mean square of fewer gradients is hardly a second moment, and
 # dividing by it makes drive and rebound explode.
-UPDATES, FEW_UPDATES = 8, 4
+UPDATES, FEW_UPDATES = 6, 4
 # What a configuration calls the plain negative log-likelihood; TRL reads the second as the first.
 _PLAIN = ("nll", "chunked_nll", None)
 # A piece of a batch: losses by name, summed over so many tokens or rows.
@@ -82,7 +82,7 @@ class ForceBatch:
 
         Args:
             dataloader (`DataLoader`): of the trainer.
-            count (`int`): how many rows at least; more where 8 updates need more, and fewer where there are no more.
+            count (`int`): how many rows at least; more where 6 updates need more, and fewer where there are no more.
             seed (`int`): which.
             args (`TrainingArguments`, *optional*): by which an update is made of batches.
 
