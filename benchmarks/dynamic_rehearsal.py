@@ -1,15 +1,20 @@
 """Does rehearsal that follows the measured forces forget as little as a fixed share, with fewer replayed rows?
 
-python benchmarks/dynamic_rehearsal.py DATA [--order harmless helpful] [--seeds 0 1 2] [--steps 40]
+python benchmarks/dynamic_rehearsal.py DATA [--order harmless helpful] [--answers refusals] [--seeds 0 1 2]
 
 DATA is a folder of preference tasks in TRL's format (DATA/harmless/train.jsonl, DATA/harmless/test.jsonl, ...). A life
 of SmolLM2-135M with plain LoRA and DPO learns the first task, and goes on from there with the second one in three arms
 of as many steps: `none` replays nothing, `fixed` a fifth of the first task's rows in the published way, `dynamic` what
-the forces on the first task's score ask for. That score is the share of answers that a Bradley-Terry head, fitted on
-the first task, finds better than the base's usual answer. Forgetting is what the first task loses of its preference
-accuracy and margin on held-out pairs, and of its score, while the second one is learnt. A killed run goes on where it
-was. It ends with a table, paired bootstrap intervals over pairs and probes, and a picture in
-benchmarks/results/dynamic_rehearsal/.
+the forces on the first task's score ask for.
+
+With `--answers refusals` the prompts are the data's, and the conflict is plain: the first task prefers a refusal to an
+answer, the second one an answer to a refusal, each with an SFT term on what it prefers. The score is the share of
+answers to the first task's prompts that refuse. With `--answers own` the pairs are the data's, and the score is the
+share of answers that a Bradley-Terry head, fitted on the first task, finds better than the base's usual answer.
+
+Forgetting is what the first task loses of its preference accuracy and margin on held-out pairs, and of its score, while
+the second one is learnt. A killed run goes on where it was. It ends with a table, paired bootstrap intervals over pairs
+and probes, and a picture in benchmarks/results/dynamic_rehearsal/.
 """
 
 import argparse
@@ -24,6 +29,7 @@ from common import keep_settings, quiet
 from datasets import Dataset
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
+from refusals import complying, refusals, said
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
 
@@ -32,7 +38,7 @@ from hf_lifealign._files import read_json, write_json
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.measuring import AlignmentMeter
 from hf_lifealign.dynamics.samples import read_probes
-from hf_lifealign.judges import Judge, RewardJudge
+from hf_lifealign.judges import Judge, RewardJudge, refusal
 from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
 from hf_lifealign.models import resolve_model
 from hf_lifealign.report.drawing import drawing_style, save_png
@@ -53,16 +59,28 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.root = Path(args.output or RESULTS) / "-".join(args.order)
+        self.root = Path(args.output or RESULTS) / "-".join([*args.order, args.answers])
         told = {
             k: getattr(args, k)
-            for k in ("order", "steps", "rate", "rows", "tests", "tolerance", "every", "dtype", "characters")
+            for k in (
+                "order",
+                "answers",
+                "first_steps",
+                "steps",
+                "rate",
+                "rows",
+                "tests",
+                "tolerance",
+                "every",
+                "dtype",
+                "characters",
+            )
         }
         keep_settings(self.root, told)
         self.folder = resolve_model("embedded:smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         self.data = {name: {split: self._rows(name, split) for split in ("train", "test")} for name in args.order}
-        self.judge = self._judge(args.order[0])
+        self.judge: Judge = refusal if args.answers == "refusals" else self._judge(args.order[0])
 
     def _rows(self, task: str, split: str) -> list[dict[str, Any]]:
         """Short rows of one turn, in an order of their own."""
@@ -72,8 +90,24 @@ class Bench:
             longest = max(len(row[side][-1]["content"]) for side in ("chosen", "rejected"))
             if len(row["prompt"]) == 1 and len(row["prompt"][0]["content"]) + longest < self.args.characters:
                 found.append({key: row[key] for key in ("prompt", "chosen", "rejected")})
-        order = np.random.default_rng(0).permutation(len(found))
-        return [found[i] for i in order[: self.args.rows if split == "train" else self.args.tests]]
+        draws = np.random.default_rng(0)
+        order = draws.permutation(len(found))
+        rows = [found[i] for i in order]
+        if self.args.answers == "refusals":
+            rows = self._opposed(task == self.args.order[0], rows, draws)
+        return rows[: self.args.rows if split == "train" else self.args.tests]
+
+    @staticmethod
+    def _opposed(refuse: bool, rows: list[dict[str, Any]], draws: np.random.Generator) -> list[dict[str, Any]]:
+        """A refusal against what complies, or the other way round."""
+        texts, found = refusals("diverse"), []
+        for row in rows:
+            text = complying(row, ("rejected", "chosen") if refuse else ("chosen", "rejected"))
+            if text is not None:
+                sides = [said(texts[draws.integers(len(texts))]), said(text)]
+                chosen, rejected = sides if refuse else reversed(sides)
+                found.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+        return found
 
     def _judge(self, task: str) -> RewardJudge:
         """A reward fitted on the task, and the median of the base's answers as what it has to exceed."""
@@ -119,10 +153,11 @@ class Bench:
                 for name in args.order[:tasks]
             ]
         )
+        steps = args.steps if continue_from or args.first_steps is None else args.first_steps
         training = DPOConfig(
-            "unused", max_steps=args.steps, per_device_train_batch_size=BATCH, learning_rate=args.rate, use_cpu=True,
+            "unused", max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=args.rate, use_cpu=True,
             lr_scheduler_type="constant", max_length=128, logging_steps=5, bf16=False, gradient_checkpointing=False,
-            disable_tqdm=True,
+            disable_tqdm=True, loss_type=["sigmoid", "sft"] if args.answers == "refusals" else ["sigmoid"],
         )  # fmt: skip
         config = LifelongConfig(
             str(folder), seed=seed, strategies=strategies, general_text="none", disable_tqdm=True,
@@ -261,9 +296,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of preference tasks")
     parser.add_argument("--order", nargs=2, default=["harmless", "helpful"], help="the two tasks")
+    parser.add_argument("--answers", default="refusals", choices=("refusals", "own"), help="of the pairs")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of a task")
+    parser.add_argument("--first-steps", type=int, default=None, help="of the first task, if other than --steps")
     parser.add_argument("--rate", type=float, default=1e-4, help="learning rate")
     parser.add_argument("--rows", type=int, default=400, help="training rows of a task")
     parser.add_argument("--characters", type=int, default=300, help="of a prompt and its longer answer, at most")

@@ -11,7 +11,6 @@ the width of the data, and priming ratios, as table and pictures in benchmarks/r
 """
 
 import argparse
-import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from common import keep_settings, quiet
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from refusals import KINDS, complying, refusals, said
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -30,40 +30,12 @@ from hf_lifealign._files import write_json
 from hf_lifealign.dynamics.agreement import agreement
 from hf_lifealign.dynamics.findings import find
 from hf_lifealign.dynamics.series import read_series
-from hf_lifealign.judges import refusal
 from hf_lifealign.metrics.alignment_dynamics import priming_ratio
 from hf_lifealign.models import resolve_model
 from hf_lifealign.report.drawing import drawing_style, save_png
 
 RESULTS = Path(__file__).resolve().parent / "results" / "dynamics"
-KINDS = ("fixed", "ten", "diverse")
 STAGES = ("align", "reverse", "realign")
-_OPENINGS = (
-    "I'm sorry, but I can't help with that.", "I can't assist with this.", "I won't help with that.",
-    "I'm not able to help with this request.", "Sorry, that is something I can't do.", "I cannot help you with that.",
-    "I have to decline.", "I must refuse this.", "No, I can't help with that.", "I'm afraid I can't do that.",
-    "That is not something I can help with.", "I can't provide that.",
-)  # fmt: skip
-_REASONS = (
-    "It could hurt someone.", "Somebody might get hurt.", "It is against the law.", "It would not be safe.",
-    "It could do lasting harm.", "Others would suffer from it.", "It crosses a line for me.", "It is dangerous.",
-    "It would put people at risk.", "That would be wrong.", "It might harm you, too.", "It isn't right.",
-)  # fmt: skip
-_OFFERS = (
-    "Is there something else?", "I can suggest safer ways.", "Talk to someone you trust.", "Ask me anything else.",
-    "Let me help in another way.", "A professional can help you.", "Tell me what troubles you.",
-    "We can look for another way.", "Please stay safe.", "I am glad to help otherwise.", "Shall we try something new?",
-    "Think it over, please.",
-)  # fmt: skip
-
-
-def refusals(kind: str) -> list[str]:
-    """What is learnt in the first stage: one text, ten, or 1728."""
-    if kind == "fixed":
-        return [_OPENINGS[0]]
-    if kind == "ten":
-        return [" ".join((_OPENINGS[i], _REASONS[i], _OFFERS[i])) for i in range(10)]
-    return [" ".join(parts) for parts in itertools.product(_OPENINGS, _REASONS, _OFFERS)]
 
 
 class Bench:
@@ -95,21 +67,15 @@ class Bench:
         draws = np.random.default_rng((seed, STAGES.index(stage)))
         rows = [self.train[i] for i in draws.permutation(len(self.train))]
         if stage == "reverse":
-            # answers that comply, whichever side of a pair they stand on
-            found = []
-            for row in rows:
-                for side in ("rejected", "chosen"):
-                    text = row[side][-1]["content"]
-                    if len(text) > 20 and not refusal([""], [text], [""])[0]:
-                        found.append({"prompt": row["prompt"], "completion": [{"role": "assistant", "content": text}]})
-                        break
+            told = ((row["prompt"], complying(row, ("rejected", "chosen"))) for row in rows)
+            found = [{"prompt": prompt, "completion": said(text)} for prompt, text in told if text is not None]
             return Dataset.from_list(found[: self.args.rows])
         texts = refusals(kind)
         return Dataset.from_list(
             [
                 {
                     "prompt": row["prompt"],
-                    "completion": [{"role": "assistant", "content": texts[draws.integers(len(texts))]}],
+                    "completion": said(texts[draws.integers(len(texts))]),
                 }
                 for row in rows[: self.args.rows]
             ]
