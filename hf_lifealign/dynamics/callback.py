@@ -25,6 +25,7 @@ from hf_lifealign.dynamics.force_batch import (
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.logs import flat
 from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
+from hf_lifealign.dynamics.reference import ReferenceAnswers
 from hf_lifealign.dynamics.samples import read_probes
 from hf_lifealign.dynamics.series import FILE, Series
 from hf_lifealign.dynamics.updates import (
@@ -63,6 +64,10 @@ class AlignmentDynamicsCallback(TrainerCallback):
 
     Everything goes to `dynamics.jsonl` in the output folder, for `lifealign dynamics RUN`, and to the trainer's logs
     under `dynamics/`. What is not estimable is said, with its reason.
+
+    Where probes come with an aligned and a non-aligned answer (rows with `chosen` and `rejected`), the margin of their
+    log-likelihoods is followed as well, as `reference_margin`: a proxy that needs no judge, and is not S. It costs a
+    forward of two answers to each probe.
 
     Whether the forces can be relied on is told by halves of the samples: grad S by the one half predicts what the other
     half measures, so that a judge which says nothing of the answers is not taken for one that does. This needs at least
@@ -185,6 +190,9 @@ class AlignmentDynamicsCallback(TrainerCallback):
         )  # fmt: skip
         self.meter.refuse_too_long(model)
         self._warn_of_uploads(args)
+        self._references = ReferenceAnswers(
+            self.probes, self.meter.prompt_ids, tokenizer, self.max_new_tokens, seed=self.seed
+        )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._without = self._why_without_forces(args)
         self._batch: ForceBatch | str | None = None
@@ -253,6 +261,9 @@ class AlignmentDynamicsCallback(TrainerCallback):
             due = self._follow(model, step, entry)
             if due:
                 self._take_anchor(args, state, model, entry, kwargs)
+            margin = self._references.measure(model)
+            if margin is not None:
+                entry["reference_margin"] = margin.to_json()
         entry["seconds"] = time.perf_counter() - start
         assert self.series is not None
         self.series.add(entry)

@@ -129,6 +129,8 @@ class Findings:
         changes (`list[Change]`): of every measurement since each anchor.
         forces (`list[Force]`): at each anchor that has them.
         narrowness (`list[dict]`): step, and the chance that two aligned answers begin alike.
+        reference_margin (`list[dict]`): step, and how much likelier the model finds the data set's aligned answers to
+            the probes than its non-aligned ones, in nats, with the ends of its interval.
         prediction (`dict[str, Agreement]`): of predicted and measured change of log-odds at the ends of intervals:
             `cross`, predicted by one half of the samples and measured on the other, on which the verdict is. On the
             same samples, which says that first order holds, and nothing of whether the samples speak for the model:
@@ -151,6 +153,7 @@ class Findings:
     changes: list[Change]
     forces: list[Force]
     narrowness: list[dict[str, float]]
+    reference_margin: list[dict[str, float]]
     prediction: dict[str, Agreement]
     verdict: str
     reasons: list[str]
@@ -226,7 +229,8 @@ def find(entries: Sequence[dict[str, Any]], target: float | None = None) -> Find
         curve=curve,
         changes=changes,
         forces=forces,
-        narrowness=_narrowness(entries),
+        narrowness=_numbers(entries, "narrowness"),
+        reference_margin=_numbers(entries, "reference_margin"),
         prediction=prediction,
         verdict=verdict,
         reasons=reasons,
@@ -449,10 +453,11 @@ def _forces(entries: Sequence[dict[str, Any]]) -> list[Force]:
     return [found[step] for step in sorted(found)]
 
 
-def _narrowness(entries: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+def _numbers(entries: Sequence[dict[str, Any]], key: str) -> list[dict[str, float]]:
+    """The numbers under a key, with their steps."""
     found: dict[int, dict[str, float]] = {}
     for entry in entries:
-        told = entry.get("narrowness")
+        told = entry.get(key)
         values = {name: _number(told, name) for name in told} if isinstance(told, dict) else {}
         sound = {name: value for name, value in values.items() if value is not None}
         if sound:

@@ -18,6 +18,7 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
     found |= {name: entry.get("attribution", {}).get(key) for key, name in _ATTRIBUTED.items()}
     found |= {key: entry.get("forces", {}).get(key) for key in ("drive", "rebound", "net", "total")}
     found |= entry.get("narrowness", {})
+    found["reference_margin"] = entry.get("reference_margin", {}).get("margin")
     found["gradient_norm"] = entry.get("gradient_norm")
     found["seconds"] = entry["seconds"]
     return {f"dynamics/{name}": float(value) for name, value in found.items() if value is not None}

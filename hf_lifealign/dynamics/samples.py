@@ -18,10 +18,14 @@ class Probe:
     Args:
         prompt (`str` or `list[dict]`): plain or conversational.
         reference (`str`): what the judge may compare with; empty if there is nothing.
+        aligned, other (`str`): an aligned and a non-aligned answer to it, where a data set has both; see
+            [`~hf_lifealign.dynamics.reference.ReferenceAnswers`].
     """
 
     prompt: Prompt
     reference: str = ""
+    aligned: str = ""
+    other: str = ""
 
 
 def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", limit: int | None = None) -> list[Probe]:
@@ -29,7 +33,8 @@ def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", li
 
     Args:
         probes (`str`, `list` or [`~datasets.Dataset`]): prompts, rows with `prompt` (and `reference`, or `chosen`, the
-            answer to compare with), or the name of a file, a folder with a file for each split, or a Hub id.
+            answer to compare with; with `rejected` beside it, an aligned and a non-aligned answer), or the name of a
+            file, a folder with a file for each split, or a Hub id.
         split (`str`): which split of folders and Hub ids.
         limit (`int`, *optional*): only the first so many.
 
@@ -45,7 +50,8 @@ def read_probes(probes: "Sequence[Any] | Dataset | str", split: str = "test", li
         if isinstance(row, Probe):
             found.append(row)
         elif isinstance(row, dict) and "prompt" in row:
-            found.append(Probe(row["prompt"], text_of(row.get("reference") or row.get("chosen") or "")))
+            chosen, rejected = text_of(row.get("chosen") or ""), text_of(row.get("rejected") or "")
+            found.append(Probe(row["prompt"], text_of(row.get("reference") or "") or chosen, chosen, rejected))
         elif isinstance(row, str | list):
             found.append(Probe(row))
         else:

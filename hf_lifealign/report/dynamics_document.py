@@ -134,6 +134,18 @@ def key_figures(found: Findings) -> list[tuple[str, str, str]]:
     if found.narrowness:
         values = ", ".join(f"{k} {v:.2f}" for k, v in found.narrowness[-1].items() if k != "step")
         rows.append(("narrowness", values, "chance that two aligned answers begin with the same k tokens, at the end"))
+    margins = [told for told in found.reference_margin if "margin" in told]
+    if margins:
+        ends = " to ".join(signed(told["margin"], 2, always=True) for told in (margins[0], margins[-1]))
+        interval = _range(margins[-1].get("low"), margins[-1].get("high"))
+        rows.append(
+            (
+                "reference margin",
+                f"{ends} {interval}",
+                "nats by which the data set's aligned answers to the "
+                "probes are likelier than its non-aligned ones, at the start and at the end; a proxy, not S",
+            )
+        )
     rows.append(("verdict", found.verdict, "whether forces can be relied on in this training"))
     return rows
 
