@@ -28,6 +28,7 @@ from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
 from hf_lifealign.dynamics.reference import ReferenceAnswers
 from hf_lifealign.dynamics.samples import read_probes
 from hf_lifealign.dynamics.series import FILE, Series
+from hf_lifealign.dynamics.sharding import gathered, why_sharded
 from hf_lifealign.dynamics.updates import (
     Tensors,
     coming_rates,
@@ -194,7 +195,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
             self.probes, self.meter.prompt_ids, tokenizer, self.max_new_tokens, seed=self.seed
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self._without = self._why_without_forces(args)
+        self._without = self._why_without_forces(args, model)
         self._batch: ForceBatch | str | None = None
         file = Path(self.output) if self.output is not None else Path(str(args.output_dir)) / FILE
         self.series = Series(file, state.is_world_process_zero)
@@ -241,13 +242,14 @@ class AlignmentDynamicsCallback(TrainerCallback):
 
     # A measurement
 
-    def _why_without_forces(self, args: TrainingArguments) -> str | None:
+    def _why_without_forces(self, args: TrainingArguments, model: Any) -> str | None:
         if self.forces == "none":
             return "forces='none'"
         if self.samples < 2:
             return "samples=1: a force compares answers to the same probe"
-        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
-            return "the parameters are sharded (DeepSpeed or FSDP): scores only"
+        sharded = why_sharded(args, model)
+        if sharded is not None:
+            return f"{sharded} spreads parameters, gradients or the optimizer's states over processes: scores only"
         count = sum(p.numel() for p in self.parameters)
         if self.forces == "auto" and count > self.max_parameters:
             return f"{count} trained parameters are more than max_parameters={self.max_parameters}: scores only"
@@ -257,11 +259,11 @@ class AlignmentDynamicsCallback(TrainerCallback):
         model, step = kwargs["model"], state.global_step
         start = time.perf_counter()
         entry: dict[str, Any] = {"step": step}
-        with undisturbed(model):
-            due = self._follow(model, step, entry)
+        with undisturbed(model), gathered(model) as whole:
+            due = self._follow(whole, step, entry)
             if due:
-                self._take_anchor(args, state, model, entry, kwargs)
-            margin = self._references.measure(model)
+                self._take_anchor(args, state, whole, entry, kwargs)
+            margin = self._references.measure(whole)
             if margin is not None:
                 entry["reference_margin"] = margin.to_json()
         entry["seconds"] = time.perf_counter() - start
