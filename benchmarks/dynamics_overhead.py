@@ -6,7 +6,7 @@ SFT of SmolLM2-135M with LoRA (r 16, all-linear) on rows of `--length` tokens; 3
 score every 20 steps, forces every 100. Prints the median seconds of both sides, their ratio, and the share by
 the callback's own clock, which holds whatever else the machine does.
 
-`--short` trains 8 steps on each side, with a score after 4 of them, and counts what 100 steps of that length would have
+`--short` trains 4 steps on each side, with a score after 2 of them, and counts what 100 steps of that length would have
 cost with the default schedule's one anchor and four scores in between: minutes instead of hours on a CPU.
 """
 
@@ -47,10 +47,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--short", action="store_true", help="count the default schedule from 8 steps")
+    parser.add_argument("--short", action="store_true", help="count the default schedule from 4 steps")
     args = parser.parse_args()
     if args.short:
-        args.steps, args.repeats = 8, 1
+        args.steps, args.repeats = 4, 1
     quiet(args.threads)
     folder = resolve_model("embedded:smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -59,7 +59,7 @@ def main() -> None:
     shares = []
     for _ in range(args.repeats):
         for watched in (False, True):
-            schedule = {"every": 4, "anchor_every": args.steps} if args.short else {}
+            schedule = {"every": 2, "anchor_every": args.steps} if args.short else {}
             watch = AlignmentDynamicsCallback(probes, judge, **schedule)
             with tempfile.TemporaryDirectory() as output:
                 trainer = SFTTrainer(
