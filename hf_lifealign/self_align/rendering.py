@@ -1,0 +1,88 @@
+"""Prompts of the stages, from a constitution and its templates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_lifealign.self_align.constitution import Constitution, Exemplar, TopicSeed
+
+# What stands before each part of a worked example; an answer ends where the next request would begin.
+REQUEST, NOTE, REPLY = "### Request:", "### Note:", "### Reply:"
+PRESETS = ("paper", "compact")
+
+
+class Prompts:
+    """Renders the prompts of a constitution.
+
+    Templates are rendered in Jinja's sandbox: a file from elsewhere can call nothing. A request is put in as it is; it
+    is data, and braces in it mean nothing.
+
+    Args:
+        constitution ([`Constitution`]): with its templates.
+        preset (`str`): `"paper"`, with principles in full and all worked examples; or `"compact"`, for contexts of 2048
+            tokens, with short principles and those examples that are marked: a deviation from the paper.
+
+    Raises:
+        ValueError: for an unknown preset, or a template that cannot be compiled.
+    """
+
+    def __init__(self, constitution: Constitution, preset: str = "paper"):
+        from jinja2 import StrictUndefined, TemplateError
+        from jinja2.sandbox import SandboxedEnvironment
+
+        if preset not in PRESETS:
+            raise ValueError(f"You set preset={preset!r}. It has to be one of {list(PRESETS)}.")
+        self.constitution, self.preset = constitution, preset
+        # texts for a language model, not for a browser
+        environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        self._templates = {}
+        for name, source in constitution.templates.items():
+            try:
+                self._templates[name] = environment.from_string(source)
+            except TemplateError as error:
+                raise ValueError(f"The template {name!r} is no sound Jinja: {error}.") from error
+        if preset == "compact" and not any(exemplar.compact for exemplar in constitution.exemplars):
+            raise ValueError(
+                "You set preset='compact', and no exemplar is marked with `compact: true`. Mark at least one of them."
+            )
+
+    @property
+    def exemplars(self) -> list[Exemplar]:
+        """Those that the preset shows."""
+        return [e for e in self.constitution.exemplars if self.preset == "paper" or e.compact]
+
+    def tasks(self, examples: Sequence[str], count: int = 20) -> str:
+        """Asks for a list of `count` tasks, which begins with the examples."""
+        return self._render("tasks", {"examples": list(examples), "count": count})
+
+    def topics(self, kind: str, examples: Sequence[str], count: int = 20) -> str:
+        """Asks for a list of `count` topics of a kind of questions, which begins with the examples."""
+        return self._render("topics", {"type": kind, "examples": list(examples), "count": count})
+
+    def question(self, kind: str, topic: str, examples: Sequence[TopicSeed]) -> str:
+        """Asks for a question of a kind about a topic."""
+        return self._render("questions", {"type": kind, "topic": topic, "examples": list(examples)})
+
+    def respond(self, request: str, principles: bool = True) -> str:
+        """Asks for a note and a reply, by the principles; or, without them, for a reply alone, in the same form."""
+        name = "respond_plain" if not principles else "respond" if self.preset == "paper" else "respond_compact"
+        return self._render(
+            name,
+            {
+                "request": request,
+                "principles": list(self.constitution.principles),
+                "exemplars": self.exemplars,
+                "request_mark": REQUEST,
+                "note_mark": NOTE,
+                "reply_mark": REPLY,
+            },
+        )
+
+    def _render(self, name: str, values: Mapping[str, Any]) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self._templates[name].render(**values)
+        except TemplateError as error:
+            raise ValueError(
+                f"The template {name!r} cannot be rendered: {error}. It is given {sorted(values)}."
+            ) from error
