@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while."""
+"""A model in another mode for a while: evaluation, other generation settings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,15 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def generating_with(model: Any, settings: Any) -> Iterator[None]:
+    """A `GenerationConfig` in place of the model's own, which fills what another one leaves open."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = settings
+    try:
+        yield
+    finally:
+        inner.generation_config = own

@@ -1,7 +1,6 @@
 """Measures an alignment score: answers drawn, judged, and weighed anew as the model moves on."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +8,7 @@ import torch
 from torch import distributed
 from transformers import GenerationConfig
 
+from hf_lifealign._modes import generating_with
 from hf_lifealign.diversity.collision import prefix_collision
 from hf_lifealign.dynamics.forces import importance_weights
 from hf_lifealign.dynamics.likelihood import logps_of, prompt_cache, takes, weighted_gradient
@@ -139,7 +139,8 @@ class AlignmentMeter:
         cache = prompt_cache(model, inputs["input_ids"], inputs["attention_mask"], self.samples)
         repeated = {name: tensor.repeat_interleave(self.samples, dim=0) for name, tensor in inputs.items()}
         shared = {} if cache is None else {"past_key_values": cache}
-        with _generating_with(model, plain):
+        # nothing of the model's own settings: S is of what it says by itself
+        with generating_with(model, plain):
             output = model.generate(**repeated, **shared)[:, inputs["input_ids"].shape[1] :].tolist()
         rows = []
         for row in output:
@@ -223,18 +224,6 @@ def from_first_process(made: Callable[[], T]) -> T:
         raise JudgeError(box[1])
     found: T = box[0]
     return found
-
-
-@contextmanager
-def _generating_with(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Nothing of the model's own settings, which fill what others leave open: S is of what it says by itself."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own = inner.generation_config
-    inner.generation_config = settings
-    try:
-        yield
-    finally:
-        inner.generation_config = own
 
 
 def forward_arguments(model: Any, batch: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,17 @@
+"""Who writes the texts: a model on this machine, a server, or a script; all behind [`Generator`]."""
+
+from hf_lifealign.self_align.generators.cache import CallCache
+from hf_lifealign.self_align.generators.local import TransformersGenerator
+from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator, GeneratorError, Sampling
+from hf_lifealign.self_align.generators.scripted import ScriptedGenerator
+
+__all__ = [
+    "Call",
+    "CallCache",
+    "Generation",
+    "Generator",
+    "GeneratorError",
+    "Sampling",
+    "ScriptedGenerator",
+    "TransformersGenerator",
+]

@@ -1,0 +1,80 @@
+"""Calls that were made are kept on disk, so that a run that is killed makes none of them twice."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from hf_lifealign._files import write_json
+from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator
+
+
+class CallCache:
+    """A generator whose calls are kept, each in a file of its own that is written whole or not at all.
+
+    Args:
+        generator ([`Generator`]): that makes the calls.
+        folder (`Path`): of the kept ones.
+    """
+
+    def __init__(self, generator: Generator, folder: Path):
+        self.generator, self.folder = generator, folder
+        self._identity = generator.identity()
+        self.made = 0
+        """Calls that were made, and not found."""
+
+    def run(self, calls: Sequence[Call]) -> Iterator[list[Generation]]:
+        """The texts of each call, in the order of the calls, as soon as they are there.
+
+        As many calls are under way at a time as the generator allows; those that nobody waits for any more, since the
+        caller has gone or one has failed, are not begun.
+        """
+        ahead = max(1, self.generator.concurrency)
+        if ahead == 1:
+            for call in calls:
+                yield self._one(call)
+            return
+        with ThreadPoolExecutor(ahead) as pool:
+            waiting: list[Future[list[Generation]]] = []
+            try:
+                for call in calls:
+                    waiting.append(pool.submit(self._one, call))
+                    if len(waiting) >= 2 * ahead:
+                        yield waiting.pop(0).result()
+                while waiting:
+                    yield waiting.pop(0).result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def find(self, call: Call) -> list[Generation] | None:
+        """The kept texts of a call; `None` if it was not made, or its file is damaged."""
+        file = self._file(call)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            found = [
+                Generation(str(row["text"]), bool(row["finished"]), int(row["tokens"]))
+                for row in content["generations"]
+            ]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return found if len(found) == len(call.prompts) else None
+
+    def _one(self, call: Call) -> list[Generation]:
+        found = self.find(call)
+        if found is None:
+            found = self.generator.generate(call)
+            if len(found) != len(call.prompts):
+                raise ValueError(
+                    f"The generator gave {len(found)} texts for {len(call.prompts)} prompts. It has to give one each."
+                )
+            # half of a surrogate pair, as a server may send it, can be written nowhere
+            found = [replace(each, text=each.text.encode("utf-8", "replace").decode()) for each in found]
+            write_json(self._file(call), {"call": asdict(call), "generations": [asdict(each) for each in found]})
+            self.made += 1
+        return found
+
+    def _file(self, call: Call) -> Path:
+        digest = call.digest(self._identity)
+        return self.folder / digest[:2] / f"{digest}.json"
