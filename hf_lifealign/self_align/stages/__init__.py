@@ -1,0 +1,1 @@
+"""The stages of SELF-ALIGN: prompts, responses, engraving, refinement."""
