@@ -173,7 +173,8 @@ def _is_whole(text: str) -> bool:
 
 
 def _words(text: str) -> int:
-    return max(len(text.split()), len(tokens(text)) // 2)
+    found = tokens(text)
+    return max(len(text.split()), len(found) // 2) if found else 0
 
 
 def _runs(text: str) -> Sequence[tuple[str, ...]]:

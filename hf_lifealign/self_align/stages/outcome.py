@@ -18,10 +18,12 @@ class Outcome:
     Args:
         rows (`list[dict]`): that were accepted.
         dropped (`list[dict]`): each with its raw `text` and its `reason`.
+        asides (`list[dict]`): what belongs to a row, and is never trained on: notes.
         told (`dict`): further figures, as JSON.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    asides: list[dict[str, Any]] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
 
