@@ -4,6 +4,7 @@ from hf_lifealign.self_align.generators.cache import CallCache
 from hf_lifealign.self_align.generators.local import TransformersGenerator
 from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator, GeneratorError, Sampling
 from hf_lifealign.self_align.generators.scripted import ScriptedGenerator
+from hf_lifealign.self_align.generators.server import ServerGenerator
 
 __all__ = [
     "Call",
@@ -13,5 +14,6 @@ __all__ = [
     "GeneratorError",
     "Sampling",
     "ScriptedGenerator",
+    "ServerGenerator",
     "TransformersGenerator",
 ]
