@@ -1,0 +1,179 @@
+"""Questions with given answers, of which a model is to find the best: forced choice between two, and more."""
+
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_lifealign._modes import evaluating
+from hf_lifealign._resources import resource_path
+
+LETTERS = string.ascii_uppercase
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answers.
+
+    Args:
+        question (`str`): what is asked.
+        choices (`tuple[str]`): 2 to 26 answers.
+        best (`int`): index of the right one.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    best: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS) or not 0 <= self.best < len(self.choices):
+            raise ValueError(
+                f"The question {self.question[:60]!r} has {len(self.choices)} answers, of which number {self.best} is "
+                f"the best. Give 2 to {len(LETTERS)}, and the index of one of them."
+            )
+
+    def reversed(self) -> "Question":
+        """The same with its answers in the opposite order."""
+        return Question(self.question, self.choices[::-1], len(self.choices) - 1 - self.best)
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """How often the best answer was found.
+
+    Args:
+        accuracy (`float`): mean over both orders; by chance 1 over the number of answers.
+        consistency (`float`): share of questions to which both orders have the same answer. Low where a model goes by
+            the letter.
+        first (`float`): share of all asked that were answered by the first letter.
+        questions (`int`): each asked twice.
+    """
+
+    accuracy: float
+    consistency: float
+    first: float
+    questions: int
+
+
+def read_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
+    """Questions of any of three forms.
+
+    Args:
+        rows (`list[dict]`): with `question`, `choices` and `best` (an index); or as TruthfulQA has them, with
+            `question` and `mc1_targets` (`choices` and `labels`, one of which is 1); or as HHH has them, with `input`
+            and `target_scores` (answers and their scores, one of which is 1), or `input` and `targets` of the same form
+            as `mc1_targets`.
+
+    Raises:
+        ValueError: naming the row, and what it lacks.
+    """
+    found = []
+    for i, row in enumerate(rows):
+        try:
+            found.append(_question(row))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"Row {i} is no question with answers ({error}). It needs 'question', 'choices' and 'best'; or "
+                "'question' and 'mc1_targets'; or 'input' and 'target_scores' or 'targets'."
+            ) from error
+    if not found:
+        raise ValueError("There are no questions. Give at least one.")
+    return found
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    if "best" in row:
+        return Question(str(row["question"]), tuple(map(str, row["choices"])), int(row["best"]))
+    if "target_scores" in row:
+        scores: Mapping[str, Any] = row["target_scores"]
+        choices, labels = list(scores), list(scores.values())
+    else:
+        targets = row["mc1_targets"] if "mc1_targets" in row else row["targets"]
+        choices, labels = list(targets["choices"]), list(targets["labels"])
+    if len(choices) != len(labels) or sorted(labels) != [0] * (len(labels) - 1) + [1]:
+        raise ValueError(f"{len(choices)} answers with the labels {labels}: just one has to be 1, the others 0")
+    asked = row["question"] if "question" in row else row["input"]
+    return Question(str(asked), tuple(map(str, choices)), labels.index(1))
+
+
+def render(question: Question, template: str | None = None) -> str:
+    """A question as the model reads it, up to where the letter comes."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    source = template
+    if source is None:
+        source = resource_path("recipes", "self_align", "templates", "choice.jinja").read_text(encoding="utf-8")
+    environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    values = {"question": question.question, "choices": question.choices, "letters": LETTERS}
+    return environment.from_string(source).render(**values)
+
+
+@torch.no_grad()
+def answer_choices(
+    model: Any, tokenizer: Any, questions: Sequence[Question], batch_size: int = 8, template: str | None = None
+) -> ChoiceResult:
+    """Asks a model each question in both orders of its answers, and takes the likeliest letter.
+
+    Args:
+        model: causal language model.
+        tokenizer: of the model.
+        questions (`list[Question]`): at least one.
+        batch_size (`int`): questions that are read together.
+        template (`str`, *optional*): Jinja source in place of the shipped one.
+
+    Raises:
+        ValueError: if a letter is no single token, or a question does not fit into the context.
+    """
+    if not questions:
+        raise ValueError("There are no questions. Give at least one.")
+    tokens = _letter_tokens(tokenizer, max(len(question.choices) for question in questions))
+    asked = [each for question in questions for each in (question, question.reversed())]
+    prompts = [list(tokenizer(render(question, template))["input_ids"]) for question in asked]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    if room is not None and len(prompts[longest]) > room:
+        raise ValueError(
+            f"The question {asked[longest].question[:60]!r} has {len(prompts[longest])} tokens with its answers, and "
+            f"the model reads {room}. Leave it out, or set a model with a longer context."
+        )
+    chosen = [0] * len(asked)
+    order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            width = max(len(prompts[i]) for i in places)
+            ids = torch.tensor([prompts[i] + [0] * (width - len(prompts[i])) for i in places], device=device)
+            mask = torch.tensor(
+                [[1] * len(prompts[i]) + [0] * (width - len(prompts[i])) for i in places], device=device
+            )
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for row, i in enumerate(places):
+                letters = logits[row, len(prompts[i]) - 1, tokens[: len(asked[i].choices)]]
+                chosen[i] = int(letters.argmax())
+    right = [place == question.best for place, question in zip(chosen, asked, strict=True)]
+    same = [chosen[2 * i] == len(q.choices) - 1 - chosen[2 * i + 1] for i, q in enumerate(questions)]
+    return ChoiceResult(
+        accuracy=sum(right) / len(right),
+        consistency=sum(same) / len(same),
+        first=sum(place == 0 for place in chosen) / len(chosen),
+        questions=len(questions),
+    )
+
+
+def _letter_tokens(tokenizer: Any, count: int) -> list[int]:
+    """The token that a letter becomes right behind the opening bracket."""
+    before = tokenizer("(", add_special_tokens=False)["input_ids"]
+    found = []
+    for letter in LETTERS[:count]:
+        ids = tokenizer(f"({letter}", add_special_tokens=False)["input_ids"]
+        if len(ids) != len(before) + 1 or ids[: len(before)] != before:
+            raise ValueError(
+                f"The tokenizer does not make one token of {letter!r} behind a bracket. Its model cannot be asked for "
+                "letters."
+            )
+        found.append(int(ids[-1]))
+    return found

@@ -1,0 +1,106 @@
+"""Questions with given answers: their forms, both orders, and models that know, guess, or go by the letter."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import tiny_model, tiny_tokenizer
+
+from hf_lifealign.self_align.choices import ChoiceResult, Question, answer_choices, read_questions, render
+
+QUESTIONS = [
+    Question("Is ice cold?", ("It is cold indeed.", "It is hot."), 0),
+    Question("Which is a bird?", ("A stone.", "A lamp.", "A wren, which sings."), 2),
+    Question("What is wet?", ("Dust.", "Water, of course."), 1),
+]
+
+
+def test_the_forms() -> None:
+    truthful = {"question": "Q", "mc1_targets": {"choices": ["a", "b", "c"], "labels": [0, 0, 1]}}
+    hhh = {"input": "Q", "target_scores": {"a": 0, "b": 0, "c": 1}}
+    files = {"input": "Q", "targets": {"choices": ["a", "b", "c"], "labels": [0, 0, 1]}}
+    own = {"question": "Q", "choices": ["a", "b", "c"], "best": 2}
+    assert set(read_questions([truthful, hhh, files, own])) == {Question("Q", ("a", "b", "c"), 2)}
+    assert Question("Q", ("a", "b", "c"), 2).reversed() == Question("Q", ("c", "b", "a"), 0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"question": "Q"}, {"question": "Q", "choices": ["a"], "best": 0}, {"question": "Q", "choices": "ab"},
+     {"question": "Q", "choices": ["a", "b"], "best": 2}, {"input": "Q", "target_scores": {"a": 1, "b": 1}},
+     {"question": "Q", "mc1_targets": {"choices": ["a", "b"], "labels": [1]}}, {"input": "Q", "target_scores": None}],
+)  # fmt: skip
+def test_what_is_no_question(row: Any) -> None:
+    with pytest.raises(ValueError, match="Row 1 is no question with answers"):
+        read_questions([{"question": "Q", "choices": ["a", "b"], "best": 0}, row])
+    with pytest.raises(ValueError, match="no questions"):
+        read_questions([])
+
+
+def test_how_it_is_asked() -> None:
+    assert render(QUESTIONS[1]) == (
+        "Which is a bird?\n\n(A) A stone.\n(B) A lamp.\n(C) A wren, which sings.\n\nThe best of these answers is ("
+    )
+    assert render(QUESTIONS[0], "{{ question }} {{ choices | length }}{{ letters[0] }}") == "Is ice cold? 2A"
+
+
+class Reader(torch.nn.Module):
+    """A model that reads the whole question, and says a letter."""
+
+    def __init__(self, choose: Any):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.choose, self.tokenizer, self.asked = choose, tiny_tokenizer(), 0
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=400))
+
+    def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
+        logits = torch.zeros(*input_ids.shape, 260)
+        for i, (row, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
+            text = self.tokenizer.decode(row[: int(mask.sum())])
+            (token,) = self.tokenizer(self.choose(text))["input_ids"]
+            logits[i, int(mask.sum()) - 1, token] = 5.0
+            self.asked += 1
+        return SimpleNamespace(logits=logits)
+
+
+def knows(text: str) -> str:
+    line = next(line for line in text.splitlines() if any(word in line for word in ("cold indeed", "wren", "Water")))
+    return line[1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 50])
+def test_one_that_knows_and_one_that_goes_by_the_letter(batch_size: int) -> None:
+    model = Reader(knows)
+    model.train()
+    assert answer_choices(model, tiny_tokenizer(), QUESTIONS, batch_size) == ChoiceResult(1.0, 1.0, 0.5, 3)
+    assert model.asked == 6
+    assert model.training
+    lazy = answer_choices(Reader(lambda text: "A"), tiny_tokenizer(), QUESTIONS, batch_size)
+    assert lazy == ChoiceResult(0.5, 0.0, 1.0, 3), "half right by both orders, and never consistent"
+    middle = answer_choices(Reader(lambda text: "B"), tiny_tokenizer(), QUESTIONS[1:2], batch_size)
+    assert middle == ChoiceResult(0.0, 1.0, 0.0, 1)
+    never = answer_choices(Reader(lambda text: "Z"), tiny_tokenizer(), QUESTIONS[:1], batch_size)
+    assert never.accuracy == 0.5, "a letter that is not offered is no answer"
+
+
+def test_a_batch_answers_as_each_question_alone() -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    many = [Question("?" * i, ("yes " * i, "no"), i % 2) for i in range(1, 12)]
+    together = answer_choices(model, tokenizer, many, 5)
+    alone = [answer_choices(model, tokenizer, [question], 1) for question in many]
+    assert together.accuracy == pytest.approx(sum(each.accuracy for each in alone) / len(alone))
+    assert together.consistency == pytest.approx(sum(each.consistency for each in alone) / len(alone))
+
+
+def test_what_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match="the model reads 400"):
+        answer_choices(Reader(knows), tiny_tokenizer(), [Question("long " * 80, ("a", "b"), 0)])
+    with pytest.raises(ValueError, match="no questions"):
+        answer_choices(Reader(knows), tiny_tokenizer(), [])
+
+    def joined(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [hash(text) % 100]}
+
+    with pytest.raises(ValueError, match="one token of 'A' behind a bracket"):
+        answer_choices(Reader(knows), joined, QUESTIONS)
