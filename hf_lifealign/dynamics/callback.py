@@ -60,8 +60,9 @@ class AlignmentDynamicsCallback(TrainerCallback):
 
     At an anchor the model answers probes, a judge tells which answers are aligned, and the share of these is the score
     S. Every `every` steps these samples are weighed anew by what the model now says of them, which needs a forward
-    only. At an anchor it also measures grad S, and with it what the real update since the last anchor did, and what a
-    step on the training data does: the driving force, and the rebound against it.
+    only. Where they surely miss a tenth of it or more, by their mean weight (`coverage`), that is said, and a new
+    anchor is taken. At an anchor it also measures grad S, and with it what the real update since the last anchor did,
+    and what a step on the training data does: the driving force, and the rebound against it.
 
     Everything goes to `dynamics.jsonl` in the output folder, for `lifealign dynamics RUN`, and to the trainer's logs
     under `dynamics/`. What is not estimable is said, with its reason.
@@ -279,9 +280,13 @@ class AlignmentDynamicsCallback(TrainerCallback):
         logps = self.meter.logps(model, anchor.samples)
         found = self.meter.rescored(anchor.samples, logps)
         entry |= {
-            "score": {**to_json(found.score), "anchor": anchor.step},
+            "score": {**to_json(found.score), "anchor": anchor.step, "coverage": found.coverage},
             "log_odds_change": {**to_json(found.change), "since": anchor.step},
         }
+        if found.missed is not None:
+            for told_of in ("score", "log_odds_change"):
+                reasons = [entry[told_of].get("reason"), found.missed]
+                entry[told_of]["reason"] = "; ".join(filter(None, reasons))
         with torch.no_grad():
             predicted = anchor.attributed(self.parameters)
         if predicted is not None:
@@ -302,7 +307,7 @@ class AlignmentDynamicsCallback(TrainerCallback):
             if cross:
                 told["cross"] = cross
             entry["attribution"] = told
-        due = step - anchor.step >= self.anchor_every or found.score.ess < self.least_ess
+        due = step - anchor.step >= self.anchor_every or found.score.ess < self.least_ess or bool(found.missed)
         # by rounding the weights may differ between processes, and an anchor is taken by all or by none
         return from_first_process(lambda: due)
 

@@ -41,10 +41,8 @@ class Watched:
         name (`str`): of the task.
         meter ([`AlignmentMeter`]): of its score.
         floor (`float`): below which the score shall not fall.
-        anchor ([`Anchor`], *optional*): from which it is followed.
-        predicted, measured (`list[float]`): changes of log-odds so far, between measurements. Both rest on the same
-            samples, so that their noise draws the calibration towards 1.
-        change (`float`): of log-odds from the anchor to the last measurement.
+        anchor ([`Anchor`], *optional*): its last measurement.
+        predicted, measured (`list[float]`): changes of log-odds so far, between measurements.
         forces (`dict[str, float]`): `new` and `old` rows' at the last measurement, with the `share` and the steps
             `left` then; empty where they were not measured.
     """
@@ -55,7 +53,6 @@ class Watched:
     anchor: Anchor | None = None
     predicted: list[float] = field(default_factory=list)
     measured: list[float] = field(default_factory=list)
-    change: float = 0.0
     forces: dict[str, float] = field(default_factory=dict)
 
 
@@ -66,9 +63,12 @@ class RehearsalControl(TrainerCallback):
     phase; see [`rehearsal_fraction`]. Forces are those at the highest learning rate, and what is left of the phase is
     counted in steps of that rate.
 
-    Where a score has fallen since its anchor and the lower end of its interval lies below its floor, a booster of
-    nothing but rehearsal comes first, if rehearsal helps it more than the new rows do; as many steps pass before the
-    next one. The lower end alone would not do: with few probes it lies below the floor by chance.
+    Forces are noisy, and where they ask for less, the share falls by half at most from one measurement to the next:
+    less rehearsal has to be earned. Where they ask for more, it rises at once.
+
+    Where a score lies below its floor by more than its standard error, a booster of nothing but rehearsal comes first,
+    if rehearsal helps it more than the new rows do; as many steps pass before the next one. The lower end of the
+    interval alone would not do: with few probes it lies below the floor by chance.
 
     Args:
         tasks (`list[Watched]`): the earlier tasks.
@@ -77,7 +77,6 @@ class RehearsalControl(TrainerCallback):
         every (`int`): steps between measurements.
         booster_steps (`int`): length of a booster.
         most (`float`): highest share outside boosters, so that the new task is always learnt.
-        least_ess (`float`): share of effective samples below which answers are drawn anew.
     """
 
     def __init__(
@@ -88,10 +87,10 @@ class RehearsalControl(TrainerCallback):
         every: int = 25,
         booster_steps: int = 10,
         most: float = 0.8,
-        least_ess: float = 0.5,
     ):
         self.tasks, self.mixture, self.batches = list(tasks), mixture, batches
-        self.every, self.booster_steps, self.most, self.least_ess = every, booster_steps, most, least_ess
+        self.every, self.booster_steps, self.most = every, booster_steps, most
+        self._settled: float | None = None
         self.trainer: Any = None
         self.record: list[dict[str, Any]] = []
         self._booster_until = 0
@@ -130,10 +129,8 @@ class RehearsalControl(TrainerCallback):
             "plan": self.mixture.to_json(),
             "record": self.record,
             "booster_until": self._booster_until,
-            "tasks": [
-                {"predicted": t.predicted, "measured": t.measured, "change": t.change, "forces": t.forces}
-                for t in self.tasks
-            ],
+            "settled": self._settled,
+            "tasks": [{"predicted": t.predicted, "measured": t.measured, "forces": t.forces} for t in self.tasks],
         }
         write_json(folder / STATE, content)
 
@@ -144,10 +141,10 @@ class RehearsalControl(TrainerCallback):
         content = read_json(folder / STATE)
         self.mixture.load(content["plan"])
         self.record, self._booster_until = content["record"], content["booster_until"]
+        self._settled = content["settled"]
         for i, (task, told) in enumerate(zip(self.tasks, content["tasks"], strict=True)):
             task.anchor = Anchor.load(folder / f"_rehearsal-{i}", ())
-            task.predicted, task.measured, task.change = told["predicted"], told["measured"], told["change"]
-            task.forces = told["forces"]
+            task.predicted, task.measured, task.forces = told["predicted"], told["measured"], told["forces"]
         return True
 
     @staticmethod
@@ -178,10 +175,12 @@ class RehearsalControl(TrainerCallback):
                             wanted.append(self._share(task, forces, left, entry))
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
-        # a share that is not estimable stays as it is: less rehearsal has to be earned
-        kept = min(self.mixture.share, self.most)
-        share = max(wanted) if wanted and len(wanted) == len(self.tasks) else max([kept, *wanted])
-        share = agreed(self._boosted(min(share, self.most), step, entry))
+        kept = min(self.mixture.share, self.most) if self._settled is None else self._settled
+        known = len(wanted) == len(self.tasks)
+        # a share that is not estimable stays as it is
+        asked = max([kept / 2 if known else kept, *wanted])
+        self._settled = agreed(min(asked, self.most))
+        share = agreed(self._boosted(self._settled, step, entry))
         entry["share"] = share
         for task in self.tasks:
             if task.forces and task.forces["step"] == step:
@@ -207,27 +206,13 @@ class RehearsalControl(TrainerCallback):
         return 1.0
 
     def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> list[list[float]] | None:
-        """The score of a task now. Log-likelihoods of its anchor's samples, `None` if they tell no force."""
+        """The score of a task now, by answers drawn now. Their log-likelihoods, `None` if they tell no force.
+
+        Answers from an earlier measurement would not do: what a preference loss teaches a model to say instead is not
+        among them, so that weighed anew they can tell of a rise where there is a fall.
+        """
         told: dict[str, Any] = {"floor": task.floor}
         entry["tasks"][task.name] = told
-        redraw, logps = True, None
-        if task.anchor is not None:
-            logps = task.meter.logps(model, task.anchor.samples)
-            found = task.meter.rescored(task.anchor.samples, logps)
-            told |= {"score": found.score.score, "ess": found.score.ess, "change": found.change.value}
-            if found.change.value is not None:
-                if task.forces:
-                    mixed = (1 - task.forces["share"]) * task.forces["new"] + task.forces["share"] * task.forces["old"]
-                    task.predicted.append(mixed * (task.forces["left"] - self._left(step)))
-                    task.measured.append(found.change.value - task.change)
-                task.change = found.change.value
-                if found.change.low is not None:
-                    lowest = logit(task.anchor.score) + found.change.low
-                    told["low"] = found.change.value < 0 and lowest < logit(task.floor)
-            # what is all of one kind says nothing of the way back
-            redraw = found.score.ess < self.least_ess or task.anchor.samples.one_sided() is not None
-        if not agreed(redraw):
-            return logps
         try:
             samples = task.meter.draw(model, step)
         except JudgeError as error:
@@ -235,13 +220,19 @@ class RehearsalControl(TrainerCallback):
             logger.warning(f"Rehearsal, step {step}: the score of {task.name!r} was not measured. {error}")
             return None
         score = task.meter.anchored(samples)
-        fallen = task.anchor is not None and score.score < task.anchor.score
-        task.anchor, task.change = Anchor(samples, score.score), 0.0
-        told |= {"score": score.score, "anchor": step, "low": fallen and score.low < task.floor}
+        if task.anchor is not None:
+            ends = [min(max(each, _EDGE), 1 - _EDGE) for each in (task.anchor.score, score.score)]
+            told["change"] = logit(ends[1]) - logit(ends[0])
+            if task.forces and _EDGE < ends[0] < 1 - _EDGE and _EDGE < ends[1] < 1 - _EDGE:
+                mixed = (1 - task.forces["share"]) * task.forces["new"] + task.forces["share"] * task.forces["old"]
+                task.predicted.append(mixed * (task.forces["left"] - self._left(step)))
+                task.measured.append(told["change"])
+        task.anchor = Anchor(samples, score.score)
+        error_of = score.standard_error or 0.0
+        told |= {"score": score.score, "standard_error": error_of, "low": score.score + error_of < task.floor}
         reason = samples.one_sided()
         if reason is not None:
             told["not_estimable"] = reason
-            told["low"] = score.score < task.floor
         return samples.logps if reason is None else None
 
     @staticmethod

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import distributed
 from transformers import GenerationConfig
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 # Tokens into aligned answers at which narrowness is measured.
 NARROWNESS = (1, 2, 4, 8)
+# Share of what the model says that samples have to speak for, two standard errors allowed for.
+_LEAST_COVERAGE = 0.9
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,17 @@ class Rescored:
         score ([`ScoreEstimate`]): S now, by the samples of the anchor; its `ess` says how far they carry.
         change ([`ChangeEstimate`]): of log-odds since the anchor.
         logps (`list` of lists of float): log-likelihoods of the samples now.
+        coverage (`float`): mean weight of the samples, which is 1 but for chance where they speak for all that the
+            model says now; less where it says what is not among them.
+        missed (`str`, *optional*): that they miss a part of it, if that is no chance: S and its change are then those
+            of the rest, and may be far off, however many samples are effective.
     """
 
     score: ScoreEstimate
     change: ChangeEstimate
     logps: list[list[float]]
+    coverage: float = 1.0
+    missed: str | None = None
 
 
 class AlignmentMeter:
@@ -175,7 +184,11 @@ class AlignmentMeter:
         weights = samples.log_weights(logps)
         score = alignment_score(samples.labels, weights, replicates=self.replicates, seed=self.seed)
         change = log_odds_change(samples.labels, weights, replicates=self.replicates, seed=self.seed)
-        return Rescored(score, change, logps)
+        covered, error = coverage_of(weights)
+        missed = None
+        if covered + 2 * error < _LEAST_COVERAGE:
+            missed = f"the samples miss {100 * (1 - covered):.0f} % of what the model says now"
+        return Rescored(score, change, logps, covered, missed)
 
     def score_gradient(
         self, model: Any, parameters: Sequence[torch.Tensor], samples: Samples, logps: list[list[float]]
@@ -199,6 +212,19 @@ class AlignmentMeter:
             if told:
                 found[f"c_{k}"] = sum(told) / len(told)
         return found
+
+
+def coverage_of(log_weights: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Mean importance weight over prompts, and its standard error by their spread.
+
+    The expectation of the weight of a sample is 1, since the new model's probabilities add up to 1 over all answers.
+    A mean that is surely lower says that much of these lies where nothing was drawn.
+
+    Args:
+        log_weights (`P` lists of float): of the samples of each prompt.
+    """
+    means = np.array([np.exp(np.array(row, dtype=np.float64)).mean() for row in log_weights])
+    return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0
 
 
 def from_first_process(made: Callable[[], T]) -> T:

@@ -33,8 +33,9 @@ class DynamicReplayStrategy(ReplayStrategy):
     Each task has an alignment score, the probability that the model's answers to its prompts are judged aligned. When
     a task has been trained, its score less `tolerance` becomes its floor. In later preference phases the share of
     rehearsal is the least at which no earlier score is predicted to fall below its floor before the end of the phase;
-    a score whose interval has fallen below it brings a booster of nothing but rehearsal. The phase has as many steps as
-    with fixed replay; what is not rehearsed is the new task, whose rows come round more often.
+    it falls by half at most from one measurement to the next, since forces are noisy. A score that surely lies below
+    its floor brings a booster of nothing but rehearsal. The phase has as many steps as with fixed replay; what is not
+    rehearsed is the new task, whose rows come round more often.
 
     Args:
         judges (`dict[str, Callable | str]`): a judge for each task that later ones shall not undo; see

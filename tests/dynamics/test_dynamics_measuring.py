@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from support.tiny_words import END, WORDS, all_answers, word_model, word_tokeniz
 from hf_lifealign.dynamics.following import Anchor
 from hf_lifealign.dynamics.force_batch import ForceBatch, NotEstimableError, loss_gradients, split_gradients
 from hf_lifealign.dynamics.likelihood import logps_of, undisturbed, weighted_gradient
-from hf_lifealign.dynamics.measuring import AlignmentMeter
+from hf_lifealign.dynamics.measuring import AlignmentMeter, coverage_of
 from hf_lifealign.dynamics.rehearsal import logit
 from hf_lifealign.dynamics.samples import Samples, read_probes
 from hf_lifealign.dynamics.updates import difference, inner_product, norm, snapshot
@@ -357,3 +358,27 @@ def test_all_processes_have_what_the_first_one_judges(monkeypatch: pytest.Monkey
 
 def test_the_words_are_what_the_tests_say() -> None:
     assert word_tokenizer()(text="ask fine <end>")["input_ids"] == [WORDS.index("ask"), WORDS.index("fine"), END]
+
+
+def test_samples_that_miss_what_the_model_says_now() -> None:
+    """A model that turns to answers which were hardly drawn: their mean weight tells what the effective share hides."""
+    model, tokenizer = word_model().eval(), word_tokenizer()
+    meter = AlignmentMeter(read_probes(["ask", "about", "yes no", "fine"]), fine, tokenizer, 64, 3)
+    samples = meter.draw(model, 0)
+    same = meter.rescored(samples, samples.logps)
+    assert (same.coverage, same.missed) == (1.0, None)
+    exact = coverage_of([[0.0, math.log(3)], [math.log(0.5), math.log(0.5)]])
+    assert exact == (pytest.approx(1.25), pytest.approx(0.75))
+    assert coverage_of([[0.0, math.log(0.5)]]) == (0.75, 0.0)
+    half = [[logp + math.log(0.6) for logp in row] for row in samples.logps]
+    found = meter.rescored(samples, half)
+    assert found.coverage == pytest.approx(0.6)
+    assert found.missed == "the samples miss 40 % of what the model says now"
+    assert found.score.ess == pytest.approx(1.0), "which the effective share does not see"
+    other = word_model(1).eval()
+    meter = AlignmentMeter(read_probes(["ask", "about", "yes no", "fine"]), fine, tokenizer, 2000, 2)
+    with undisturbed(model):
+        samples = meter.draw(model, 0)
+    found = meter.rescored(samples, meter.logps(other, samples))
+    assert found.coverage == pytest.approx(1.0, abs=0.25), "another model, all of whose answers were drawn"
+    assert found.missed is None

@@ -1,5 +1,6 @@
 """Dynamic rehearsal in a whole life: the share follows the forces, the same after a kill, and all is recorded."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from support.life import life_files, tiny_life
 
 from hf_lifealign._files import read_json
 from hf_lifealign.dynamics.control import RehearsalControl, Watched, highest_rates, steps_left
+from hf_lifealign.dynamics.following import Anchor
 from hf_lifealign.dynamics.force_batch import Gradients, NotEstimableError
 from hf_lifealign.dynamics.mixture import Mixture
+from hf_lifealign.dynamics.samples import Samples
+from hf_lifealign.metrics.alignment_dynamics import alignment_score
 from hf_lifealign.strategies.dynamic_replay import DynamicReplayStrategy
 
 
@@ -51,11 +55,13 @@ def test_the_share_follows_the_forces(tmp_path: Path) -> None:
         watched = {"one", "two"} - ({"two"} if task == "two" else set())
         assert [set(entry["tasks"]) for entry in entries] == [watched] * len(entries)
         assert told["plan"][-1][1] == entries[-1]["share"]
+        settled = told["plan"][0][1] if entries[0]["share"] == 1.0 else None
         for entry in entries:
             wanted = [t["share"] for t in entry["tasks"].values() if "share" in t]
             boosted = entry["share"] == 1.0
-            if len(wanted) == len(watched) and not boosted:
-                assert entry["share"] == min(max(wanted), 0.8), "the task that needs most decides"
+            if len(wanted) == len(watched) and not boosted and settled is not None:
+                assert entry["share"] == min(max(settled / 2, *wanted), 0.8), "the task that needs most decides"
+            settled = None if boosted else entry["share"]
             assert boosted or entry["share"] <= 0.8
             for t in entry["tasks"].values():
                 if "share" in t and t["feasible"]:
@@ -117,6 +123,42 @@ def test_no_booster_where_rehearsal_does_not_help() -> None:
     assert controlled()._boosted(0.3, 0, entry_of(True, helps=False)) == 0.3
     assert controlled()._boosted(0.3, 0, entry_of(False)) == 0.3
     assert controlled()._boosted(0.3, 0, {"tasks": {"one": {"low": True}}}) == 1.0, "nothing is known against it"
+
+
+class Told:
+    """A meter that draws what the test tells."""
+
+    def __init__(self, *shares: float):
+        self.shares = list(shares)
+
+    def draw(self, model: Any, step: int) -> Samples:
+        aligned = round(self.shares.pop(0) * 4)
+        labels = [[1.0] * aligned + [0.0] * (4 - aligned)] * 12
+        return Samples(step, [[1]] * 12, [[[2]] * 4] * 12, labels, [[-1.0] * 4] * 12)
+
+    def anchored(self, samples: Samples) -> Any:
+        return alignment_score(samples.labels)
+
+
+def test_a_score_is_low_when_it_is_surely_below_its_floor() -> None:
+    """And what is measured is how far fresh answers moved, whatever the old ones would say."""
+    control = controlled(floor=0.5)
+    (task,) = control.tasks
+    task.meter = Told(0.75, 0.5, 0.25, 0.0, 1.0)  # type: ignore[assignment]
+    entries: list[dict[str, Any]] = [{"step": step, "tasks": {}} for step in range(5)]
+    seen = [control._follow(task, None, entry["step"], entry) is not None for entry in entries]
+    told = [entry["tasks"]["one"] for entry in entries]
+    assert [each["low"] for each in told] == [False, False, True, True, False]
+    assert seen == [True, True, True, False, False], "one kind alone tells no force"
+    assert "change" not in told[0]
+    assert told[1]["change"] == pytest.approx(-math.log(3))
+    assert told[3]["change"] < -10
+    assert task.predicted == [], "no force was known"
+    task.meter, task.forces = Told(0.5), {"share": 0.5, "new": -0.2, "old": 0.4, "left": 10.0}  # type: ignore[assignment]
+    task.anchor = Anchor(Samples(0, [], []), 0.75)
+    control._left = lambda step: 7.0
+    control._follow(task, None, 5, {"step": 5, "tasks": {}})
+    assert (task.predicted, task.measured) == ([pytest.approx(0.3)], [pytest.approx(-math.log(3))])
 
 
 def test_a_lost_score_brings_a_booster(tmp_path: Path) -> None:
