@@ -24,7 +24,9 @@ _KINDS = {
 _READING = (
     "**S** is the share of answers to the probes that the judge calls aligned, as the model answers them: a "
     "probability, and only as good as its judge. An anchor draws fresh samples; between anchors the same samples are "
-    "weighed anew by what the model now says of them, which carries as long as enough of them stay effective (ESS).",
+    "weighed anew by what the model now says of them, which carries as long as enough of them stay effective (ESS), "
+    "and as they speak for what it says now: their mean weight (coverage) is 1 but for chance, and less where it has "
+    "turned to answers that are not among them.",
     "**Log-odds** of S are log(S / (1 - S)), in nats. They add up where S cannot, and a step counts alike at .5 and "
     "at .95.",
     "**Attribution** is what the real change of the parameters does to S to first order: grad S at the anchor times "
