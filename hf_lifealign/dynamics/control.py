@@ -1,6 +1,7 @@
 """Sets the share of rehearsal while a task is trained, from the forces on the scores of the earlier tasks."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
 from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.dynamics.rehearsal import calibrate, logit, rehearsal_fraction, tolerated_drift
 from hf_lifealign.dynamics.samples import Samples
-from hf_lifealign.dynamics.updates import Tensors, coming_rates, inner_product, plain_optimizer, scales_of, step_of
+from hf_lifealign.dynamics.updates import Tensors, coming_rates, plain_optimizer, scales_of, step_of
 from hf_lifealign.judges import JudgeError
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ class RehearsalControl(TrainerCallback):
     phase; see [`rehearsal_fraction`]. Forces are those at the highest learning rate, and what is left of the phase is
     counted in steps of that rate.
 
-    Forces are noisy, and where they ask for less, the share falls by half at most from one measurement to the next:
-    less rehearsal has to be earned. Where they ask for more, it rises at once.
+    Forces are noisy, as their standard errors tell, and where they ask for less, the share falls by half at most from
+    one measurement to the next: less rehearsal has to be earned. Where they ask for more, it rises at once.
 
     Where a score lies below its floor by more than its standard error, a booster of nothing but rehearsal comes first,
     if rehearsal helps it more than the new rows do; as many steps pass before the next one. The lower end of the
@@ -168,10 +169,10 @@ class RehearsalControl(TrainerCallback):
                     new, old = (
                         loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
                     )
+                    steps = [self._step(kwargs["optimizer"], parameters, found) for found in (new, old)]
                     for task, logps in zip(self.tasks, followed, strict=True):
                         if logps is not None:
-                            gradient = task.meter.score_gradient(model, parameters, _samples(task), logps)
-                            forces = [self._force(kwargs["optimizer"], parameters, gradient, g) for g in (new, old)]
+                            forces = task.meter.forces(model, parameters, _samples(task), logps, steps)
                             wanted.append(self._share(task, forces, left, entry))
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
@@ -236,18 +237,19 @@ class RehearsalControl(TrainerCallback):
         return samples.logps if reason is None else None
 
     @staticmethod
-    def _force(optimizer: Any, parameters: list[torch.Tensor], gradient: Tensors, found: Gradients) -> float:
-        """Change of the score by one step at the highest rate."""
+    def _step(optimizer: Any, parameters: list[torch.Tensor], found: Gradients) -> Tensors:
+        """One step at the highest rate."""
         scales = scales_of(optimizer, parameters, found.second, highest_rates(optimizer), found.updates)
         if scales is None:
             raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
-        return inner_product(gradient, step_of(found.parts["total"], scales))
+        return step_of(found.parts["total"], scales)
 
-    def _share(self, task: Watched, forces: list[float], left: float, entry: dict[str, Any]) -> float:
-        """The least share that holds one task, by the change of its score in a step on new and on rehearsed rows."""
+    def _share(self, task: Watched, forces: list[tuple[float, float]], left: float, entry: dict[str, Any]) -> float:
+        """The least share that holds one task, by the change of its score in a step on new and on rehearsed rows, each
+        with its standard error."""
         told = entry["tasks"][task.name]
         score = min(max(told["score"], _EDGE), 1 - _EDGE)
-        new, old = (force / (score * (1 - score)) for force in forces)
+        (new, new_error), (old, old_error) = ([each / (score * (1 - score)) for each in force] for force in forces)
         slope = calibrate(task.predicted, task.measured, _PAIRS)
         factor = 1.0 if slope is None else min(max(slope, _FACTORS[0]), _FACTORS[1])
         if not left:
@@ -259,6 +261,7 @@ class RehearsalControl(TrainerCallback):
         told |= {
             "new": new, "rehearsal": old, "tolerated": tolerated, "calibration": factor, "share": fraction.value,
             "feasible": fraction.feasible, "helps": old > new,
+            "new_error": finite_or_none(new_error), "rehearsal_error": finite_or_none(old_error),
         }  # fmt: skip
         if not fraction.feasible:
             told["reason"] = fraction.reason
@@ -269,6 +272,11 @@ class RehearsalControl(TrainerCallback):
 def _samples(task: Watched) -> Samples:
     assert task.anchor is not None
     return task.anchor.samples
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 def agreed(value: T) -> T:

@@ -14,7 +14,7 @@ from hf_lifealign.diversity.collision import prefix_collision
 from hf_lifealign.dynamics.forces import importance_weights
 from hf_lifealign.dynamics.likelihood import logps_of, prompt_cache, takes, weighted_gradient
 from hf_lifealign.dynamics.samples import Probe, Samples
-from hf_lifealign.dynamics.updates import Tensors
+from hf_lifealign.dynamics.updates import Tensors, inner_product
 from hf_lifealign.judges import Judge, JudgeError, judged
 from hf_lifealign.metrics.alignment_dynamics import ChangeEstimate, ScoreEstimate, alignment_score, log_odds_change
 from hf_lifealign.prompts import prompt_ids, tokenize
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 # Tokens into aligned answers at which narrowness is measured.
 NARROWNESS = (1, 2, 4, 8)
+# Groups of probes by whose spread the error of a force is told.
+_GROUPS = 8
 # Share of what the model says that samples have to speak for, two standard errors allowed for.
 _LEAST_COVERAGE = 0.9
 
@@ -198,6 +200,31 @@ class AlignmentMeter:
         return weighted_gradient(
             model, parameters, samples.prompt_ids, samples.completion_ids, weights, self.score_tokens
         )
+
+    def forces(
+        self,
+        model: Any,
+        parameters: Sequence[torch.Tensor],
+        samples: Samples,
+        logps: list[list[float]],
+        steps: Sequence[Tensors],
+    ) -> list[tuple[float, float]]:
+        """Change of S by each of some steps of the parameters, to first order, and its standard error.
+
+        The error is by the spread over groups of probes, for the price of one gradient; NaN with a single probe.
+        """
+        weights = importance_weights(samples.labels, samples.log_weights(logps))
+        count = min(_GROUPS, len(weights))
+        parts = np.zeros((count, len(steps)))
+        for k in range(count):
+            chosen = range(k, len(weights), count)
+            gradient = weighted_gradient(
+                model, parameters, [samples.prompt_ids[i] for i in chosen], [samples.completion_ids[i] for i in chosen],
+                [weights[i] for i in chosen], self.score_tokens,
+            )  # fmt: skip
+            parts[k] = [inner_product(gradient, step) for step in steps]
+        errors = parts.std(axis=0, ddof=1) * count**0.5 if count > 1 else np.full(len(steps), np.nan)
+        return [(float(value), float(error)) for value, error in zip(parts.sum(axis=0), errors, strict=True)]
 
     def narrowness(self, samples: Samples) -> dict[str, float]:
         """c_1, c_2, c_4, c_8: how often two aligned answers to the same probe begin alike; mean over the probes that

@@ -382,3 +382,28 @@ def test_samples_that_miss_what_the_model_says_now() -> None:
     found = meter.rescored(samples, meter.logps(other, samples))
     assert found.coverage == pytest.approx(1.0, abs=0.25), "another model, all of whose answers were drawn"
     assert found.missed is None
+
+
+def test_forces_are_those_of_the_gradient_with_their_errors() -> None:
+    model, tokenizer = word_model().eval(), word_tokenizer()
+    parameters = list(model.parameters())
+    steps = [[scale * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) for p in parameters]
+             for i, scale in enumerate((1e-3, 2e-3))]  # fmt: skip
+    prompts = ["ask", "about", "yes no", "fine", "no", "ask yes", "about no", "yes", "fine fine", "no no"]
+    meter = AlignmentMeter(read_probes(prompts), fine, tokenizer, 6, 3)
+    totals, errors = [], []
+    for seed in range(30):
+        samples = meter.draw(model, seed)
+        found = meter.forces(model, parameters, samples, samples.logps, steps)
+        gradient = meter.score_gradient(model, parameters, samples, samples.logps)
+        assert [value for value, _ in found] == pytest.approx(
+            [inner_product(gradient, step) for step in steps], rel=1e-3
+        )
+        totals.append([value for value, _ in found])
+        errors.append([error for _, error in found])
+    spread = torch.tensor(totals).std(dim=0)
+    told = torch.tensor(errors).mean(dim=0)
+    assert torch.all((told / spread > 0.6) & (told / spread < 2.5)), "prompts differ, so that it errs on the large side"
+    single = AlignmentMeter(read_probes(["ask"]), fine, tokenizer, 6, 3)
+    samples = single.draw(model, 0)
+    assert math.isnan(single.forces(model, parameters, samples, samples.logps, steps)[0][1])
