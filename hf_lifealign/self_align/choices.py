@@ -105,7 +105,9 @@ def render(question: Question, template: str | None = None) -> str:
 
     source = template
     if source is None:
-        source = resource_path("recipes", "self_align", "templates", "choice.jinja").read_text(encoding="utf-8")
+        source = resource_path("recipes", "self_align", "constitution", "templates", "choice.jinja").read_text(
+            encoding="utf-8"
+        )
     environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     values = {"question": question.question, "choices": question.choices, "letters": LETTERS}
     return environment.from_string(source).render(**values)

@@ -1,6 +1,6 @@
 """A constitution: principles, worked examples, first tasks and topics, and the templates that make prompts of them.
 
-All of it is data. The shipped files lie in `recipes/self_align/`; each can be replaced by a file of the user's own.
+All of it is data. The shipped files lie in `recipes/self_align/constitution/`; each can be replaced by a file of the user's own.
 """
 
 import hashlib
@@ -104,7 +104,10 @@ def load_constitution(
     unknown = sorted(set(given) - set(_FILES))
     if unknown:
         raise ValueError(f"You named files for {unknown} of a constitution. It has {list(_FILES)}.")
-    paths = {name: given.get(name) or resource_path("recipes", "self_align", f"{name}.yaml") for name in _FILES}
+    paths = {
+        name: given.get(name) or resource_path("recipes", "self_align", "constitution", f"{name}.yaml")
+        for name in _FILES
+    }
     principles = _read(paths["principles"], _principle)
     _refuse_twins(paths["principles"], [principle.name for principle in principles])
     numbers = {principle.name: i + 1 for i, principle in enumerate(principles)}
@@ -120,7 +123,7 @@ def load_constitution(
 def _templates(folder: Path | None) -> dict[str, str]:
     found = {}
     for name in TEMPLATES:
-        file = resource_path("recipes", "self_align", "templates", f"{name}.jinja")
+        file = resource_path("recipes", "self_align", "constitution", "templates", f"{name}.jinja")
         if folder is not None and (folder / f"{name}.jinja").is_file():
             file = folder / f"{name}.jinja"
         found[name] = file.read_text(encoding="utf-8")

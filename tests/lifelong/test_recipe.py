@@ -116,7 +116,11 @@ def test_numbers_written_as_people_write_them(recipe: Path) -> None:
     assert build_adapter({"type": "slmc", "denoising_threshold": "8e-1"}).denoising_threshold == 0.8
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.stem)
+# A constitution is data of its own.
+RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if path.parent.name != "constitution"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_shipped_recipes_are_readable(path: Path) -> None:
     if "accelerate_configs" in path.parts:
         assert "num_processes" in yaml.safe_load(path.read_text())
