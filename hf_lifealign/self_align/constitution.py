@@ -1,6 +1,7 @@
 """A constitution: principles, worked examples, first tasks and topics, and the templates that make prompts of them.
 
-All of it is data. The shipped files lie in `recipes/self_align/constitution/`; each can be replaced by a file of the user's own.
+All of it is data. The shipped files lie in `recipes/self_align/constitution/`; each can be replaced by a file of the
+user's own.
 """
 
 import hashlib
