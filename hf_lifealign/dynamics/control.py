@@ -13,7 +13,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_lifealign._files import read_json, write_json
-from hf_lifealign.dynamics.following import Anchor
 from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimableError, loss_gradients, trainer_loss
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
@@ -42,7 +41,7 @@ class Watched:
         name (`str`): of the task.
         meter ([`AlignmentMeter`]): of its score.
         floor (`float`): below which the score shall not fall.
-        anchor ([`Anchor`], *optional*): its last measurement.
+        score (`float`, *optional*): at the last measurement.
         predicted, measured (`list[float]`): changes of log-odds so far, between measurements.
         forces (`dict[str, float]`): `new` and `old` rows' at the last measurement, with the `share` and the steps
             `left` then; empty where they were not measured.
@@ -51,7 +50,7 @@ class Watched:
     name: str
     meter: AlignmentMeter
     floor: float
-    anchor: Anchor | None = None
+    score: float | None = None
     predicted: list[float] = field(default_factory=list)
     measured: list[float] = field(default_factory=list)
     forces: dict[str, float] = field(default_factory=dict)
@@ -122,16 +121,15 @@ class RehearsalControl(TrainerCallback):
         folder = self._folder(args, state)
         if not state.is_world_process_zero or not folder.is_dir():
             return
-        for i, task in enumerate(self.tasks):
-            if task.anchor is not None:
-                (folder / f"_rehearsal-{i}").mkdir(exist_ok=True)
-                task.anchor.save(folder / f"_rehearsal-{i}")
         content = {
             "plan": self.mixture.to_json(),
             "record": self.record,
             "booster_until": self._booster_until,
             "settled": self._settled,
-            "tasks": [{"predicted": t.predicted, "measured": t.measured, "forces": t.forces} for t in self.tasks],
+            "tasks": [
+                {"predicted": t.predicted, "measured": t.measured, "score": t.score, "forces": t.forces}
+                for t in self.tasks
+            ],
         }
         write_json(folder / STATE, content)
 
@@ -143,9 +141,9 @@ class RehearsalControl(TrainerCallback):
         self.mixture.load(content["plan"])
         self.record, self._booster_until = content["record"], content["booster_until"]
         self._settled = content["settled"]
-        for i, (task, told) in enumerate(zip(self.tasks, content["tasks"], strict=True)):
-            task.anchor = Anchor.load(folder / f"_rehearsal-{i}", ())
-            task.predicted, task.measured, task.forces = told["predicted"], told["measured"], told["forces"]
+        for task, told in zip(self.tasks, content["tasks"], strict=True):
+            task.predicted, task.measured = told["predicted"], told["measured"]
+            task.score, task.forces = told["score"], told["forces"]
         return True
 
     @staticmethod
@@ -163,16 +161,16 @@ class RehearsalControl(TrainerCallback):
         with undisturbed(model):
             followed = [self._follow(task, model, step, entry) for task in self.tasks]
             wanted: list[float] = []
-            if any(logps is not None for logps in followed):
+            if any(samples is not None for samples in followed):
                 try:
                     assert self._forces is not None
                     new, old = (
                         loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
                     )
                     steps = [self._step(kwargs["optimizer"], parameters, found) for found in (new, old)]
-                    for task, logps in zip(self.tasks, followed, strict=True):
-                        if logps is not None:
-                            forces = task.meter.forces(model, parameters, _samples(task), logps, steps)
+                    for task, samples in zip(self.tasks, followed, strict=True):
+                        if samples is not None:
+                            forces = task.meter.forces(model, parameters, samples, steps)
                             wanted.append(self._share(task, forces, left, entry))
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
@@ -206,8 +204,8 @@ class RehearsalControl(TrainerCallback):
         entry["booster"] = low
         return 1.0
 
-    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> list[list[float]] | None:
-        """The score of a task now, by answers drawn now. Their log-likelihoods, `None` if they tell no force.
+    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> Samples | None:
+        """The score of a task now, by answers drawn now; these, or `None` if they tell no force.
 
         Answers from an earlier measurement would not do: what a preference loss teaches a model to say instead is not
         among them, so that weighed anew they can tell of a rise where there is a fall.
@@ -221,20 +219,20 @@ class RehearsalControl(TrainerCallback):
             logger.warning(f"Rehearsal, step {step}: the score of {task.name!r} was not measured. {error}")
             return None
         score = task.meter.anchored(samples)
-        if task.anchor is not None:
-            ends = [min(max(each, _EDGE), 1 - _EDGE) for each in (task.anchor.score, score.score)]
+        if task.score is not None:
+            ends = [min(max(each, _EDGE), 1 - _EDGE) for each in (task.score, score.score)]
             told["change"] = logit(ends[1]) - logit(ends[0])
             if task.forces and _EDGE < ends[0] < 1 - _EDGE and _EDGE < ends[1] < 1 - _EDGE:
                 mixed = (1 - task.forces["share"]) * task.forces["new"] + task.forces["share"] * task.forces["old"]
                 task.predicted.append(mixed * (task.forces["left"] - self._left(step)))
                 task.measured.append(told["change"])
-        task.anchor = Anchor(samples, score.score)
+        task.score = score.score
         error_of = score.standard_error or 0.0
         told |= {"score": score.score, "standard_error": error_of, "low": score.score + error_of < task.floor}
         reason = samples.one_sided()
         if reason is not None:
             told["not_estimable"] = reason
-        return samples.logps if reason is None else None
+        return samples if reason is None else None
 
     @staticmethod
     def _step(optimizer: Any, parameters: list[torch.Tensor], found: Gradients) -> Tensors:
@@ -267,11 +265,6 @@ class RehearsalControl(TrainerCallback):
             told["reason"] = fraction.reason
             logger.warning(f"Rehearsal, step {entry['step']}: {task.name!r} cannot be held: {fraction.reason}.")
         return fraction.value
-
-
-def _samples(task: Watched) -> Samples:
-    assert task.anchor is not None
-    return task.anchor.samples
 
 
 def finite_or_none(value: float) -> float | None:

@@ -206,14 +206,14 @@ class AlignmentMeter:
         model: Any,
         parameters: Sequence[torch.Tensor],
         samples: Samples,
-        logps: list[list[float]],
         steps: Sequence[Tensors],
     ) -> list[tuple[float, float]]:
-        """Change of S by each of some steps of the parameters, to first order, and its standard error.
+        """Change of S by each of some steps of the parameters, to first order, and its standard error, by samples of
+        the model as it is.
 
         The error is by the spread over groups of probes, for the price of one gradient; NaN with a single probe.
         """
-        weights = importance_weights(samples.labels, samples.log_weights(logps))
+        weights = importance_weights(samples.labels, samples.log_weights(samples.logps))
         count = min(_GROUPS, len(weights))
         parts = np.zeros((count, len(steps)))
         for k in range(count):
@@ -250,7 +250,8 @@ def coverage_of(log_weights: Sequence[Sequence[float]]) -> tuple[float, float]:
     Args:
         log_weights (`P` lists of float): of the samples of each prompt.
     """
-    means = np.array([np.exp(np.array(row, dtype=np.float64)).mean() for row in log_weights])
+    # a weight beyond e^60 says the same as one of that size, and its sum can be written
+    means = np.array([np.exp(np.minimum(row, 60.0)).mean() for row in log_weights])
     return float(means.mean()), float(means.std(ddof=1) / len(means) ** 0.5) if len(means) > 1 else 0.0
 
 

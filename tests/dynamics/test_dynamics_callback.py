@@ -478,3 +478,21 @@ def test_a_damaged_series_is_named(tmp_path: Path) -> None:
             read_series(file)
     file.write_text(json.dumps({"step": 0}) + '\n{"step": 2, "sco')
     assert read_series(file) == [{"step": 0}]
+
+
+def test_a_model_that_turns_to_other_answers_is_asked_anew(tmp_path: Path) -> None:
+    """Fast training towards an answer that was hardly drawn: the old samples miss it, which is said and brings a new
+    anchor, and is no ground for the verdict."""
+    seen = watch(every=1, anchor_every=50, samples=24, least_ess=0.0)
+    trainer_of(tmp_path, callbacks=[seen], learning_rate=3e-2, max_steps=6).train()
+    found = read_series(tmp_path)
+    missed = [entry for entry in found if "miss" in str(entry.get("log_odds_change", {}).get("reason"))]
+    assert missed
+    for entry in missed:
+        assert entry["rescored"]["coverage"] < 0.9
+        assert "the samples miss" in entry["rescored"]["reason"]
+        assert entry["score"]["anchor"] == entry["step"], "a new anchor"
+    changes = {change.step: change.doubt for change in find(found).changes}
+    assert all("miss" in str(changes[entry["step"]]) for entry in missed)
+    kept = [entry for entry in found if "coverage" in entry["score"]]
+    assert all("miss" not in str(entry["score"].get("reason")) for entry in kept)

@@ -370,6 +370,7 @@ def test_samples_that_miss_what_the_model_says_now() -> None:
     exact = coverage_of([[0.0, math.log(3)], [math.log(0.5), math.log(0.5)]])
     assert exact == (pytest.approx(1.25), pytest.approx(0.75))
     assert coverage_of([[0.0, math.log(0.5)]]) == (0.75, 0.0)
+    assert math.isfinite(sum(coverage_of([[1000.0, 0.0], [-1000.0, 0.0]]))), "JSON knows no infinity"
     half = [[logp + math.log(0.6) for logp in row] for row in samples.logps]
     found = meter.rescored(samples, half)
     assert found.coverage == pytest.approx(0.6)
@@ -394,7 +395,7 @@ def test_forces_are_those_of_the_gradient_with_their_errors() -> None:
     totals, errors = [], []
     for seed in range(30):
         samples = meter.draw(model, seed)
-        found = meter.forces(model, parameters, samples, samples.logps, steps)
+        found = meter.forces(model, parameters, samples, steps)
         gradient = meter.score_gradient(model, parameters, samples, samples.logps)
         assert [value for value, _ in found] == pytest.approx(
             [inner_product(gradient, step) for step in steps], rel=1e-3
@@ -406,4 +407,4 @@ def test_forces_are_those_of_the_gradient_with_their_errors() -> None:
     assert torch.all((told / spread > 0.6) & (told / spread < 2.5)), "prompts differ, so that it errs on the large side"
     single = AlignmentMeter(read_probes(["ask"]), fine, tokenizer, 6, 3)
     samples = single.draw(model, 0)
-    assert math.isnan(single.forces(model, parameters, samples, samples.logps, steps)[0][1])
+    assert math.isnan(single.forces(model, parameters, samples, steps)[0][1])

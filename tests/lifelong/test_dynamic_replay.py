@@ -11,7 +11,6 @@ from support.life import life_files, tiny_life
 
 from hf_lifealign._files import read_json
 from hf_lifealign.dynamics.control import RehearsalControl, Watched, highest_rates, steps_left
-from hf_lifealign.dynamics.following import Anchor
 from hf_lifealign.dynamics.force_batch import Gradients, NotEstimableError
 from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.dynamics.samples import Samples
@@ -156,7 +155,7 @@ def test_a_score_is_low_when_it_is_surely_below_its_floor() -> None:
     assert told[3]["change"] < -10
     assert task.predicted == [], "no force was known"
     task.meter, task.forces = Told(0.5), {"share": 0.5, "new": -0.2, "old": 0.4, "left": 10.0}  # type: ignore[assignment]
-    task.anchor = Anchor(Samples(0, [], []), 0.75)
+    task.score = 0.75
     control._left = lambda step: 7.0
     control._follow(task, None, 5, {"step": 5, "tasks": {}})
     assert (task.predicted, task.measured) == ([pytest.approx(0.3)], [pytest.approx(-math.log(3))])
