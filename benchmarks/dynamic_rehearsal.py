@@ -60,22 +60,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.root = Path(args.output or RESULTS) / "-".join([*args.order, args.answers])
-        told = {
-            k: getattr(args, k)
-            for k in (
-                "order",
-                "answers",
-                "first_steps",
-                "steps",
-                "rate",
-                "rows",
-                "tests",
-                "tolerance",
-                "every",
-                "dtype",
-                "characters",
-            )
-        }
+        free = ("arms", "seeds", "output", "threads")
+        told = {key: str(value) if key == "data" else value for key, value in vars(args).items() if key not in free}
         keep_settings(self.root, told)
         self.folder = resolve_model("embedded:smollm2-135m")
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
@@ -178,7 +164,7 @@ class Bench:
         return [
             DynamicReplayStrategy(
                 {args.order[0]: self.judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=16,
-                samples=4, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
+                samples=args.samples, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
             )
         ]  # fmt: skip
 
@@ -307,6 +293,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=150, help="held-out pairs of a task")
     parser.add_argument("--tolerance", type=float, default=0.05, help="by how much the score may fall")
     parser.add_argument("--every", type=int, default=8, help="steps between measurements")
+    parser.add_argument("--samples", type=int, default=8, help="answers to each of the 16 probes of a measurement")
     parser.add_argument("--probes", type=int, default=48, help="probes of the score that is reported")
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the base")
