@@ -5,7 +5,8 @@ python benchmarks/dynamic_rehearsal.py DATA [--order harmless helpful] [--answer
 DATA is a folder of preference tasks in TRL's format (DATA/harmless/train.jsonl, DATA/harmless/test.jsonl, ...). A life
 of SmolLM2-135M with plain LoRA and DPO learns the first task, and goes on from there with the second one in three arms
 of as many steps: `none` replays nothing, `fixed` a fifth of the first task's rows in the published way, `dynamic` what
-the forces on the first task's score ask for.
+the forces on the first task's score ask for: how surely its pairs are ranked right, or with `--watch judge` the score
+that is told below.
 
 With `--answers refusals` the prompts are the data's, and the conflict is plain: the first task prefers a refusal to an
 answer, the second one an answer to a refusal, each with an SFT term on what it prefers. The score is the share of
@@ -161,9 +162,10 @@ class Bench:
         if arm == "fixed":
             return [{"name": "replay", "fraction": 0.2}]
         args = self.args
+        judge = self.judge if args.watch == "judge" else "preference"
         return [
             DynamicReplayStrategy(
-                {args.order[0]: self.judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=16,
+                {args.order[0]: judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=16,
                 samples=args.samples, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
             )
         ]  # fmt: skip
@@ -293,6 +295,7 @@ def main() -> None:
     parser.add_argument("--tests", type=int, default=150, help="held-out pairs of a task")
     parser.add_argument("--tolerance", type=float, default=0.05, help="by how much the score may fall")
     parser.add_argument("--every", type=int, default=8, help="steps between measurements")
+    parser.add_argument("--watch", default="preference", choices=("preference", "judge"), help="what dynamic holds")
     parser.add_argument("--samples", type=int, default=8, help="answers to each of the 16 probes of a measurement")
     parser.add_argument("--probes", type=int, default=48, help="probes of the score that is reported")
     parser.add_argument("--tokens", type=int, default=24, help="longest answer")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -15,12 +15,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimableError, loss_gradients, trainer_loss
 from hf_lifealign.dynamics.likelihood import undisturbed
-from hf_lifealign.dynamics.measuring import AlignmentMeter, from_first_process
+from hf_lifealign.dynamics.measuring import from_first_process
 from hf_lifealign.dynamics.mixture import Mixture
 from hf_lifealign.dynamics.rehearsal import calibrate, logit, rehearsal_fraction, tolerated_drift
-from hf_lifealign.dynamics.samples import Samples
 from hf_lifealign.dynamics.updates import Tensors, coming_rates, plain_optimizer, scales_of, step_of
 from hf_lifealign.judges import JudgeError
+from hf_lifealign.metrics.alignment_dynamics import ScoreEstimate
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,40 @@ _PAIRS, _FACTORS = 4, (0.2, 5.0)
 _EDGE = 1e-6
 
 
+class Measurement(Protocol):
+    """What a meter found at one state of a model."""
+
+    def one_sided(self) -> str | None:
+        """Why no force can be told from it, or `None`."""
+        ...
+
+
+class ScoreMeter(Protocol):
+    """Measures a score between 0 and 1, and the forces on it; [`AlignmentMeter`] and [`PreferenceMeter`] do."""
+
+    def draw(self, model: Any, step: int) -> Any:
+        """A [`Measurement`] of the model as it is after `step` steps."""
+        ...
+
+    def anchored(self, measured: Any) -> ScoreEstimate:
+        """The score by a measurement."""
+        ...
+
+    def forces(
+        self, model: Any, parameters: Sequence[torch.Tensor], measured: Any, steps: Sequence[Tensors]
+    ) -> list[tuple[float, float]]:
+        """By how much each of some steps of the parameters would change the score, to first order, and the standard
+        error of that."""
+        ...
+
+
 @dataclass
 class Watched:
     """An earlier task whose score is held.
 
     Args:
         name (`str`): of the task.
-        meter ([`AlignmentMeter`]): of its score.
+        meter ([`ScoreMeter`]): of its score.
         floor (`float`): below which the score shall not fall.
         score (`float`, *optional*): at the last measurement.
         predicted, measured (`list[float]`): changes of log-odds so far, between measurements.
@@ -48,7 +75,7 @@ class Watched:
     """
 
     name: str
-    meter: AlignmentMeter
+    meter: ScoreMeter
     floor: float
     score: float | None = None
     predicted: list[float] = field(default_factory=list)
@@ -161,16 +188,16 @@ class RehearsalControl(TrainerCallback):
         with undisturbed(model):
             followed = [self._follow(task, model, step, entry) for task in self.tasks]
             wanted: list[float] = []
-            if any(samples is not None for samples in followed):
+            if any(drawn is not None for drawn in followed):
                 try:
                     assert self._forces is not None
                     new, old = (
                         loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
                     )
                     steps = [self._step(kwargs["optimizer"], parameters, found) for found in (new, old)]
-                    for task, samples in zip(self.tasks, followed, strict=True):
-                        if samples is not None:
-                            forces = task.meter.forces(model, parameters, samples, steps)
+                    for task, drawn in zip(self.tasks, followed, strict=True):
+                        if drawn is not None:
+                            forces = task.meter.forces(model, parameters, drawn, steps)
                             wanted.append(self._share(task, forces, left, entry))
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
@@ -204,8 +231,8 @@ class RehearsalControl(TrainerCallback):
         entry["booster"] = low
         return 1.0
 
-    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> Samples | None:
-        """The score of a task now, by answers drawn now; these, or `None` if they tell no force.
+    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> Measurement | None:
+        """The score of a task now, as it is measured anew; the measurement, or `None` if it tells no force.
 
         Answers from an earlier measurement would not do: what a preference loss teaches a model to say instead is not
         among them, so that weighed anew they can tell of a rise where there is a fall.
@@ -213,12 +240,12 @@ class RehearsalControl(TrainerCallback):
         told: dict[str, Any] = {"floor": task.floor}
         entry["tasks"][task.name] = told
         try:
-            samples = task.meter.draw(model, step)
+            drawn: Measurement = task.meter.draw(model, step)
         except JudgeError as error:
             told["not_estimable"] = str(error)
             logger.warning(f"Rehearsal, step {step}: the score of {task.name!r} was not measured. {error}")
             return None
-        score = task.meter.anchored(samples)
+        score = task.meter.anchored(drawn)
         if task.score is not None:
             ends = [min(max(each, _EDGE), 1 - _EDGE) for each in (task.score, score.score)]
             told["change"] = logit(ends[1]) - logit(ends[0])
@@ -229,10 +256,10 @@ class RehearsalControl(TrainerCallback):
         task.score = score.score
         error_of = score.standard_error or 0.0
         told |= {"score": score.score, "standard_error": error_of, "low": score.score + error_of < task.floor}
-        reason = samples.one_sided()
+        reason = drawn.one_sided()
         if reason is not None:
             told["not_estimable"] = reason
-        return samples if reason is None else None
+        return drawn if reason is None else None
 
     @staticmethod
     def _step(optimizer: Any, parameters: list[torch.Tensor], found: Gradients) -> Tensors:

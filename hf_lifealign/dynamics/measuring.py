@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 # Tokens into aligned answers at which narrowness is measured.
 NARROWNESS = (1, 2, 4, 8)
-# Groups of probes by whose spread the error of a force is told.
+# Groups of probes, or of pairs, by whose spread the error of a force is told.
 _GROUPS = 8
 # Share of what the model says that samples have to speak for, two standard errors allowed for.
 _LEAST_COVERAGE = 0.9
@@ -214,17 +214,14 @@ class AlignmentMeter:
         The error is by the spread over groups of probes, for the price of one gradient; NaN with a single probe.
         """
         weights = importance_weights(samples.labels, samples.log_weights(samples.logps))
-        count = min(_GROUPS, len(weights))
-        parts = np.zeros((count, len(steps)))
-        for k in range(count):
-            chosen = range(k, len(weights), count)
-            gradient = weighted_gradient(
+
+        def gradient(chosen: Sequence[int]) -> Tensors:
+            return weighted_gradient(
                 model, parameters, [samples.prompt_ids[i] for i in chosen], [samples.completion_ids[i] for i in chosen],
                 [weights[i] for i in chosen], self.score_tokens,
             )  # fmt: skip
-            parts[k] = [inner_product(gradient, step) for step in steps]
-        errors = parts.std(axis=0, ddof=1) * count**0.5 if count > 1 else np.full(len(steps), np.nan)
-        return [(float(value), float(error)) for value, error in zip(parts.sum(axis=0), errors, strict=True)]
+
+        return sums_over_groups(len(weights), gradient, steps)
 
     def narrowness(self, samples: Samples) -> dict[str, float]:
         """c_1, c_2, c_4, c_8: how often two aligned answers to the same probe begin alike; mean over the probes that
@@ -239,6 +236,26 @@ class AlignmentMeter:
             if told:
                 found[f"c_{k}"] = sum(told) / len(told)
         return found
+
+
+def sums_over_groups(
+    count: int, gradient: Callable[[Sequence[int]], Tensors], steps: Sequence[Tensors]
+) -> list[tuple[float, float]]:
+    """Inner product of a gradient, a sum over `count` parts, with each of some steps, and its standard error by the
+    spread over groups of parts, for the price of one gradient; NaN with a single part.
+
+    Args:
+        count (`int`): of the parts.
+        gradient (`Callable`): of the numbers of some parts; their gradient.
+        steps (`list` of lists of `torch.Tensor`): of the parameters.
+    """
+    groups = min(_GROUPS, count)
+    parts = np.zeros((groups, len(steps)))
+    for k in range(groups):
+        found = gradient(range(k, count, groups))
+        parts[k] = [inner_product(found, step) for step in steps]
+    errors = parts.std(axis=0, ddof=1) * groups**0.5 if groups > 1 else np.full(len(steps), np.nan)
+    return [(float(value), float(error)) for value, error in zip(parts.sum(axis=0), errors, strict=True)]
 
 
 def coverage_of(log_weights: Sequence[Sequence[float]]) -> tuple[float, float]:

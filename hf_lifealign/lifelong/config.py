@@ -34,8 +34,9 @@ class LifelongConfig:
             How much is replayed: `"fixed"`, what the strategy `"replay"` keeps, or `"dynamic"`, as much as the measured
             forces on the earlier tasks' scores ask for (the strategy `"dynamic_replay"` in its place).
         rehearsal_judges (`dict[str, str]`, *optional*):
-            For `"dynamic"`: the judge of each task that later ones shall not undo. For `rehearsal_priming`: the judge
-            of each task that is taken up again. See [`~hf_lifealign.judges.resolve_judge`].
+            For `"dynamic"`: the judge of each task that later ones shall not undo, or `"preference"`, which asks the
+            task's own pairs; by default all tasks are watched by their pairs. For `rehearsal_priming`: the judge of
+            each task that is taken up again. See [`~hf_lifealign.judges.resolve_judge`].
         rehearsal_priming (`dict[str, str]`, *optional*):
             The earlier task that a later one takes up again, by the later one's name: the steps that it takes to align
             the model again are measured over those that it took first (the strategy `"rehearsal_priming"`, which may

@@ -106,6 +106,10 @@ class Examiner:
             run.progress.advance(len(pairs))
         return values
 
+    def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
+        """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""
+        return self._encode(rows, key), self.reference(rows, key)
+
     @property
     def _pad(self) -> int:
         return int(self.run.processing_class.pad_token_id or 0)

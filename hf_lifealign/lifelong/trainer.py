@@ -39,6 +39,7 @@ from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
+from hf_lifealign.lifelong.scoring import EncodedPair
 from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
 from hf_lifealign.models import public_name, resolve_model
@@ -214,6 +215,12 @@ class LifelongTrainer:
         for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
             rows = rows.add_column(name, list(column))
         return rows
+
+    def reference_pairs(
+        self, rows: list[dict[str, Any]], key: str
+    ) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
+        """Preference rows as the preference phase cuts them, and their log-probabilities under the untouched base."""
+        return self.examiner.reference_pairs(Dataset.from_list(rows), key)
 
     @property
     def keeps_reference(self) -> bool:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+    from hf_lifealign.lifelong.scoring import EncodedPair
     from hf_lifealign.stream import TaskStream
 
 WARM_START = "warm_start"
@@ -91,6 +92,13 @@ class Run(Protocol):
 
     def training_rows(self, task: str) -> "Dataset":
         """The task's own training rows, with reference log-probabilities where the run keeps them."""
+        ...
+
+    def reference_pairs(
+        self, rows: list[dict[str, Any]], key: str
+    ) -> "tuple[list[EncodedPair], list[tuple[float, float]]]":
+        """Preference rows as the preference phase cuts them, and the log-probabilities of chosen and rejected under the
+        untouched base, in nats, kept under the name `key`. Every process has to call it."""
         ...
 
     def rows_with_reference(self, rows: "Dataset", key: str) -> "Dataset":

@@ -11,12 +11,12 @@ from datasets import Dataset
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
 from hf_lifealign.strategies.replay import ReplayStrategy
+from hf_lifealign.strategies.watching import BY_PAIRS, JudgedWatch, PairWatch, UnwatchableError, Watch
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-    from hf_lifealign.dynamics.control import RehearsalControl
-    from hf_lifealign.dynamics.measuring import AlignmentMeter
+    from hf_lifealign.dynamics.control import RehearsalControl, Watched
     from hf_lifealign.dynamics.mixture import Mixture
     from hf_lifealign.stream import TaskStream
 
@@ -30,7 +30,9 @@ class DynamicReplayStrategy(ReplayStrategy):
     Replays as [`ReplayStrategy`] does, with a share of each batch that follows the forces measured while a task is
     trained (alignment dynamics, arXiv 2605.18309; the rule is ours).
 
-    Each task has an alignment score, the probability that the model's answers to its prompts are judged aligned. When
+    Each task has a score between 0 and 1. By default it is how surely the model prefers what the task taught it to
+    prefer, on pairs that are kept and not rehearsed ([`PreferenceMeter`]); with a judge it is the probability that the
+    model's answers to the task's prompts are judged aligned, as in the paper, which says more and takes longer. When
     a task has been trained, its score less `tolerance` becomes its floor. In later preference phases the share of
     rehearsal is the least at which no earlier score is predicted to fall below its floor before the end of the phase;
     it falls by half at most from one measurement to the next, since forces are noisy. A score that surely lies below
@@ -38,14 +40,17 @@ class DynamicReplayStrategy(ReplayStrategy):
     rehearsed is the new task, whose rows come round more often.
 
     Args:
-        judges (`dict[str, Callable | str]`): a judge for each task that later ones shall not undo; see
-            [`resolve_judge`]. A task without a judge is replayed, but not watched.
+        judges (`dict[str, Callable | str]`, *optional*): for each task that later ones shall not undo a judge, see
+            [`resolve_judge`], or `"preference"` for its own pairs. A task without one is replayed, but not watched. By
+            default all tasks are watched by their pairs.
         fraction (`float`): as of [`ReplayStrategy`]; the share of a phase's rows that fixed replay would have is where
             each phase begins if nothing can be measured.
         capacity (`int`, *optional*): as there.
         tolerance (`float`): by how much a score may fall.
         every (`int`): steps between measurements.
-        probes (`int`): prompts of each task by which its score is measured, from its kept training rows.
+        pairs (`int`): by which a task is watched. They are kept beside what is rehearsed; where the task has not
+            enough other rows, up to half of what is kept is watched instead of rehearsed.
+        probes (`int`): prompts of a task with a judge, from its kept rows.
         samples (`int`): answers to each.
         max_new_tokens (`int`): longest answer.
         force_rows (`int`): new rows, and rehearsed rows, on which forces are measured.
@@ -59,11 +64,12 @@ class DynamicReplayStrategy(ReplayStrategy):
 
     def __init__(
         self,
-        judges: Mapping[str, Any],
+        judges: Mapping[str, Any] | None = None,
         fraction: float = 0.2,
         capacity: int | None = None,
         tolerance: float = 0.05,
         every: int = 25,
+        pairs: int = 32,
         probes: int = 16,
         samples: int = 4,
         max_new_tokens: int = 32,
@@ -71,11 +77,6 @@ class DynamicReplayStrategy(ReplayStrategy):
         booster_steps: int = 10,
     ):
         super().__init__(fraction, capacity)
-        if not judges:
-            raise ValueError(
-                "You set the strategy 'dynamic_replay' without judges, so that no score can be held. Name a judge for "
-                "at least one task, or use 'replay'."
-            )
         if not 0 < tolerance < 1:
             raise ValueError(
                 f"You set tolerance={tolerance} of the strategy 'dynamic_replay'. It has to lie in (0, 1)."
@@ -83,10 +84,11 @@ class DynamicReplayStrategy(ReplayStrategy):
         self.refuse_below(
             1, every=every, max_new_tokens=max_new_tokens, force_rows=force_rows, booster_steps=booster_steps
         )
-        self.refuse_below(2, probes=probes, samples=samples)
-        self.tolerance, self.every, self.probes, self.samples = tolerance, every, probes, samples
+        self.refuse_below(2, pairs=pairs, probes=probes, samples=samples)
+        self.tolerance, self.every, self.pairs, self.probes, self.samples = tolerance, every, pairs, probes, samples
         self.max_new_tokens, self.force_rows, self.booster_steps = max_new_tokens, force_rows, booster_steps
-        self._judges = dict(judges)
+        self._judges = dict(judges or {})
+        self._watches: dict[str, Watch] = {}
         self._control: RehearsalControl | None = None
         self._mixture: Mixture | None = None
 
@@ -97,52 +99,70 @@ class DynamicReplayStrategy(ReplayStrategy):
         return {**super().settings(), "judges": named}
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
-        from hf_lifealign.judges import resolve_judge
-
         unknown = sorted(set(self._judges) - set(run.lived))
         if unknown:
             raise ValueError(
                 f"You set judges of the strategy 'dynamic_replay' for {unknown}. The life has the tasks {run.lived}."
             )
-        self._resolved = {task: resolve_judge(given) for task, given in self._judges.items()}
+        self._watches = {task: self._watch(given) for task, given in self._judges.items()}
+        if not self._judges:
+            self._watches = {task: self._watch(BY_PAIRS) for task in run.lived}
         return super().prepare_stream(run, stream)
 
+    def _watch(self, judge: Any) -> Watch:
+        from hf_lifealign.judges import resolve_judge
+
+        if judge == BY_PAIRS:
+            return PairWatch()
+        return JudgedWatch(resolve_judge(judge), self.probes, self.samples, self.max_new_tokens)
+
+    # Rows by which a task is watched
+
+    def _quota(self, task: str, rows: int) -> int:
+        quota = super()._quota(task, rows)
+        return min(rows, quota + self.pairs) if self._by_pairs(task) else quota
+
+    def _by_pairs(self, task: str) -> bool:
+        return isinstance(self._watches.get(task), PairWatch)
+
+    def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
+        content = super()._sample(run, task, indices)
+        if self._by_pairs(task):
+            kept, quota = len(content["rows"]), super()._quota(task, len(run.training_rows(task)))
+            content["watched"] = max(kept - quota, min(self.pairs, kept // 2))
+        return content
+
+    def _replayable(self, run: Run, task: str) -> list[dict[str, Any]]:
+        kept = super()._replayable(run, task)
+        watched = read_json(self._file(run, task)).get("watched", 0) if kept else 0
+        return kept[: len(kept) - watched]
+
+    def _probed(self, kept: dict[str, Any]) -> list[dict[str, Any]]:
+        """Of what is kept of a task, the rows by which it is watched."""
+        return list(kept["rows"][len(kept["rows"]) - kept["watched"] :] if "watched" in kept else kept["rows"])
+
     # Scores of tasks
-
-    def _meter(self, run: Run, task: str, rows: Sequence[dict[str, Any]]) -> "AlignmentMeter":
-        from hf_lifealign.dynamics.measuring import AlignmentMeter
-        from hf_lifealign.dynamics.samples import read_probes
-
-        probes = read_probes(list(rows), limit=self.probes)
-        return AlignmentMeter(
-            probes, self._resolved[task], run.processing_class, self.samples, self.max_new_tokens, seed=run.seed
-        )
 
     def _score_file(self, run: Run, task: str) -> Path:
         return run.strategy_file(self, f"{run.label(task)}-score.json")
 
     def after_task(self, run: Run, task: str) -> None:
         super().after_task(run, task)
-        if task not in self._judges:
+        if task not in self._watches:
             return
         from hf_lifealign.dynamics.likelihood import undisturbed
         from hf_lifealign.judges import JudgeError
 
-        content: dict[str, Any] = {"task": task, "floor": None}
-        meter = self._meter(run, task, self._kept(run, task))
+        content: dict[str, Any] = {"task": task, "score": None}
         with undisturbed(run.model):
             try:
-                drawn = meter.draw(run.model, 0)
-                score = meter.anchored(drawn)
-                content |= {"score": score.to_json(), "floor": max(score.score - self.tolerance, 0.0)}
-            except JudgeError as error:
+                meter, told = self._watches[task].begun(run, task, self._probed(self._sample(run, task)))
+                score = meter.anchored(meter.draw(run.model, 0))
+                content |= told | {"score": score.to_json()}
+            except (JudgeError, UnwatchableError) as error:
                 run.note(f"The task {task!r} has no score, and is replayed without being watched: {error}")
         if run.is_main_process:
             write_json(self._score_file(run, task), content)
-
-    def _kept(self, run: Run, task: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._sample(run, task)["rows"]
-        return rows
 
     def state_files(self, run: Run) -> list[Path]:
         scores = [file for task in run.lived if (file := self._score_file(run, task)).is_file()]
@@ -162,25 +182,34 @@ class DynamicReplayStrategy(ReplayStrategy):
         replayed = self._rows_before(run, phase.task) if phase.name in self.phases else []
         if phase.name != PREFERENCE or not replayed:
             return ()
-        from hf_lifealign.dynamics.control import RehearsalControl, Watched
+        from hf_lifealign.dynamics.control import RehearsalControl
         from hf_lifealign.dynamics.mixture import Mixture
 
         self._mixture = Mixture(0.0)  # known when the trainer has its rows
         watched = []
         for task in run.lived[: run.lived.index(phase.task)]:
-            file, kept = self._score_file(run, task), self._file(run, task)
-            if task not in self._judges:
+            if task not in self._watches:
                 continue
-            floor = read_json(file)["floor"] if file.is_file() else None
-            if not floor or not kept.is_file():
-                why = "its rows or its score are not at hand" if floor is None else "its floor is 0"
-                run.note(f"The score of {task!r} is not held while {phase.task!r} is trained: {why}.")
-                continue
-            watched.append(Watched(task, self._meter(run, task, read_json(kept)["rows"]), floor))
+            try:
+                watched.append(self._watched(run, task))
+            except UnwatchableError as error:
+                run.note(f"The score of {task!r} is not held while {phase.task!r} is trained: {error}.")
         if not watched:
             return ()
         self._control = RehearsalControl(watched, self._mixture, self._force_batches, self.every, self.booster_steps)
         return (self._control,)
+
+    def _watched(self, run: Run, task: str) -> "Watched":
+        from hf_lifealign.dynamics.control import Watched
+
+        file, kept = self._score_file(run, task), self._file(run, task)
+        content = read_json(file) if file.is_file() else {}
+        if content.get("score") is None or not kept.is_file():
+            raise UnwatchableError("its rows or its score are not at hand")
+        floor = content["score"]["score"] - self.tolerance
+        if floor <= 0:
+            raise UnwatchableError("its floor is 0")
+        return Watched(task, self._watches[task].meter(run, task, self._probed(read_json(kept)), content), floor)
 
     def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
         if self._mixture is None or phase.name != PREFERENCE:

@@ -52,14 +52,18 @@ class ReplayStrategy(Strategy):
         finished = run.lived[: run.lived.index(task)]
         rows: list[dict[str, Any]] = []
         for position, earlier in enumerate(finished):
-            file = self._file(run, earlier)
-            # only what was trained elsewhere may lack its rows, and then the run has said so
-            kept = read_json(file)["rows"] if file.is_file() else []
+            kept = self._replayable(run, earlier)
             if self.capacity is not None:
                 even, rest = divmod(self.capacity, len(finished))
                 kept = kept[: even + (1 if position < rest else 0)]
             rows += kept
         return rows
+
+    def _replayable(self, run: Run, task: str) -> list[dict[str, Any]]:
+        """What may be replayed of a finished task."""
+        file = self._file(run, task)
+        # only what was trained elsewhere may lack its rows, and then the run has said so
+        return list(read_json(file)["rows"]) if file.is_file() else []
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
         for task in run.lived:
@@ -99,10 +103,14 @@ class ReplayStrategy(Strategy):
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
         return {"replay_rows": len(self._rows_before(run, phase.task)) if phase.name in self.phases else 0}
 
+    def _quota(self, task: str, rows: int) -> int:
+        """How many of its rows are kept of a task."""
+        return share(rows, self.fraction)
+
     def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
         """What is kept of a task, as JSON."""
         rows = run.training_rows(task)  # on every process: it may have to compute
-        quota = share(len(rows), self.fraction)
+        quota = self._quota(task, len(rows))
         if indices is None or not all(isinstance(i, int) and 0 <= i < len(rows) for i in indices):
             indices = reservoir(len(rows), quota, seeded_generator(run.seed, "replay", task))
         return {"task": task, "fraction": self.fraction, "row_indices": indices, "rows": [rows[i] for i in indices]}

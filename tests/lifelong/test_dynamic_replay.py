@@ -3,28 +3,39 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from support.life import life_files, tiny_life
+from support.tiny import preference_dataset, preference_rows, tiny_tokenizer
 
 from hf_lifealign._files import read_json
 from hf_lifealign.dynamics.control import RehearsalControl, Watched, highest_rates, steps_left
 from hf_lifealign.dynamics.force_batch import Gradients, NotEstimableError
 from hf_lifealign.dynamics.mixture import Mixture
+from hf_lifealign.dynamics.preference import PairMargins, preferences
 from hf_lifealign.dynamics.samples import Samples
+from hf_lifealign.hub.contents import rows_digest
+from hf_lifealign.lifelong.scoring import encode_pairs
 from hf_lifealign.metrics.alignment_dynamics import alignment_score
 from hf_lifealign.strategies.dynamic_replay import DynamicReplayStrategy
+from hf_lifealign.strategies.watching import PairWatch, UnwatchableError
 
 
 def has_e(prompts: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[float]:
     return [float(any(letter in answer.lower() for letter in "aeiou")) for answer in answers]
 
 
+JUDGED = {"one": has_e, "two": has_e}
+WATCHES = pytest.mark.parametrize("judges", [JUDGED, None, {"one": has_e, "two": "preference"}])
+
+
 def strategy(**options: Any) -> DynamicReplayStrategy:
-    given: dict[str, Any] = {"every": 2, "probes": 6, "samples": 4, "max_new_tokens": 6, "force_rows": 4}
-    judges = options.pop("judges", {"one": has_e, "two": has_e})
+    given: dict[str, Any] = {"every": 2, "pairs": 2, "probes": 6, "samples": 4, "max_new_tokens": 6, "force_rows": 4}
+    judges = options.pop("judges", JUDGED)
     return DynamicReplayStrategy(judges, **(given | {"fraction": 0.5, "booster_steps": 2} | options))
 
 
@@ -32,8 +43,9 @@ def life(folder: Path, watch: DynamicReplayStrategy | None = None, **settings: A
     return tiny_life(folder, strategies=[watch or strategy(), "consolidation"], warm_start=False, **settings)
 
 
-def test_the_share_follows_the_forces(tmp_path: Path) -> None:
-    run = life(tmp_path / "run")
+@WATCHES
+def test_the_share_follows_the_forces(tmp_path: Path, judges: Any) -> None:
+    run = life(tmp_path / "run", strategy(judges=judges))
     run.train()
     plain = tiny_life(
         tmp_path / "plain", strategies=[{"name": "replay", "fraction": 0.5}, "consolidation"], warm_start=False
@@ -47,7 +59,7 @@ def test_the_share_follows_the_forces(tmp_path: Path) -> None:
             assert record["replay_rows"] == 0
             continue
         told = record["rehearsal"]
-        assert record["replay_rows"] == fixed["replay_rows"], "the rows of the buffer"
+        assert record["replay_rows"] == fixed["replay_rows"], "watched rows come on top"
         assert told["drawn_new"] + told["drawn_rehearsed"] == record["steps"] * 4
         entries = read_json(tmp_path / "run" / "dynamic_replay" / f"{number + 1:02d}-{task}-forces.json")
         assert told["measurements"] == len(entries)
@@ -67,15 +79,16 @@ def test_the_share_follows_the_forces(tmp_path: Path) -> None:
                 if "share" in t and t["feasible"]:
                     drift = (1 - t["share"]) * t["new"] + t["share"] * t["rehearsal"]
                     assert drift >= -t["tolerated"] - 1e-6
-    score = read_json(tmp_path / "run" / "dynamic_replay" / "01-one-score.json")
-    assert score["floor"] == pytest.approx(max(score["score"]["score"] - 0.05, 0))
+    score = read_json(tmp_path / "run" / "dynamic_replay" / "01-one-score.json")["score"]["score"]
+    assert {entry["tasks"]["one"]["floor"] for entry in entries} == {pytest.approx(score - 0.05)}
 
 
-def test_a_killed_life_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+@WATCHES
+def test_a_killed_life_ends_as_an_undisturbed_one(tmp_path: Path, judges: Any) -> None:
     class KilledError(Exception):
         pass
 
-    life(tmp_path / "once").train()
+    life(tmp_path / "once", strategy(judges=judges)).train()
     for step in (3, 5):
         again = tmp_path / f"again-{step}"
         from transformers import TrainerCallback
@@ -88,8 +101,8 @@ def test_a_killed_life_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
                     raise KilledError
 
         with pytest.raises(KilledError):
-            life(again, callbacks=[Killer()]).train()
-        life(again).train()
+            life(again, strategy(judges=judges), callbacks=[Killer()]).train()
+        life(again, strategy(judges=judges)).train()
         first, second = life_files(tmp_path / "once"), life_files(again)
         assert set(first) == set(second)
         for name, content in first.items():
@@ -232,7 +245,7 @@ def test_a_task_that_drops_out_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"judges": {}}, "without judges"),
+        ({"pairs": 1}, "pairs=1"),
         ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"samples": 1}, "samples=1"),
         ({"every": 0}, "every=0"),
@@ -264,9 +277,83 @@ def test_rehearsal_dynamic_stands_for_the_strategy(tmp_path: Path) -> None:
     assert [s.name for s in tiny_life(tmp_path).strategies] == ["replay", "consolidation"]
     with pytest.raises(ValueError, match="'replay' is not among"):
         tiny_life(tmp_path, strategies=["consolidation"], rehearsal="dynamic", rehearsal_judges={"one": has_e})
-    with pytest.raises(ValueError, match="without judges"):
-        tiny_life(tmp_path, rehearsal="dynamic")
+    assert tiny_life(tmp_path, rehearsal="dynamic").strategies[0].settings()["judges"] == {}
     with pytest.raises(ValueError, match="rehearsal='some'"):
         tiny_life(tmp_path, rehearsal="some")
     with pytest.raises(ValueError, match="only rehearsal='dynamic'"):
         tiny_life(tmp_path, rehearsal_judges={"one": has_e})
+
+
+def test_pairs_that_are_watched_are_not_rehearsed_and_tell_the_score(tmp_path: Path) -> None:
+    """Of 8 kept rows 2 are watched."""
+    run = life(tmp_path, strategy(judges=None))
+    run.train()
+    folder = tmp_path / "dynamic_replay"
+    told = read_json(folder / "01-one-score.json")
+    watched = read_json(folder / "01-one.json")["rows"][6:]
+    assert len(told["margins"]) == len(watched) == 2
+    assert told["score"]["score"] == pytest.approx(preferences(told["margins"], told["scale"]).mean())
+    assert told["scale"] == pytest.approx(sum(abs(m) for m in told["margins"]) / 2), "the median of two"
+    entries = read_json(folder / "02-two-forces.json")
+    first = entries[0]["tasks"]["one"]
+    assert first["score"] == pytest.approx(told["score"]["score"], abs=1e-5), "before anything new is learnt"
+    assert first["standard_error"] == pytest.approx(0.0, abs=1e-5), "the same pairs, the same model"
+    assert first["new"] < 0 < first["rehearsal"], "the second task is the opposite of the first"
+    assert not any("is not held" in note for note in run.state.content["notes"])
+
+
+def test_rows_that_are_not_the_watched_ones_are_told(tmp_path: Path) -> None:
+    watch, rows = PairWatch(), preference_rows(2)
+    told = {"scale": 1.0, "margins": [1.0, 2.0], "watched_sha256": rows_digest(rows)}
+
+    class Tokens:
+        processing_class = tiny_tokenizer()
+
+        def __init__(self, longest: int | None = None):
+            self.longest = longest
+
+        def reference_pairs(self, rows: Any, key: str) -> Any:
+            assert key == "one-watched"
+            return encode_pairs(Dataset.from_list(rows), tiny_tokenizer(), self.longest), [(0.0, 0.0)] * len(rows)
+
+    run: Any = Tokens()
+    assert watch.meter(run, "one", rows, told).anchored(PairMargins([1.0, 2.0])).standard_error == 0.0
+    marked = [row | {"ref_chosen_logps": -1.0} for row in rows]
+    assert watch.meter(run, "one", marked, told), "what else is known of a row makes no difference"
+    with pytest.raises(UnwatchableError, match="not those"):
+        watch.meter(run, "one", rows[::-1], told)
+    with pytest.raises(UnwatchableError, match="otherwise"):
+        watch.meter(run, "one", rows, told | {"margins": [1.0]})
+    with pytest.raises(UnwatchableError, match="leaves nothing"):
+        watch.meter(Tokens(1), "one", rows, told)  # type: ignore[arg-type]
+    with pytest.raises(UnwatchableError, match="none of its rows"):
+        watch.begun(run, "one", [])
+
+
+def test_a_life_goes_on_elsewhere_with_its_scores(tmp_path: Path) -> None:
+    """The rows were not published; the stream holds them."""
+    whole = life(tmp_path / "whole", strategy(judges=None))
+    whole.train()
+    again = life(
+        tmp_path / "again", strategy(judges=None), continue_from=str(tmp_path / "whole" / "adapters" / "01-one")
+    )
+    again.train()
+    for name in ("02-two-forces.json", "03-three-forces.json"):
+        one, other = (read_json(tmp_path / which / "dynamic_replay" / name) for which in ("whole", "again"))
+        assert [e["share"] for e in one] == pytest.approx([e["share"] for e in other])
+        assert [set(e["tasks"]) for e in one] == [set(e["tasks"]) for e in other]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "pairs", "kept", "watched"),
+    [(0.5, 2, 8, 2), (0.5, 32, 12, 6), (1.0, 4, 12, 4), (1.0, 32, 12, 6), (0.1, 3, 5, 3)],
+)
+def test_what_is_kept_to_be_watched(fraction: float, pairs: int, kept: int, watched: int) -> None:
+    """12 rows of a task: beside what is rehearsed while there are others, else up to half of them."""
+    given = strategy(judges={"one": "preference"}, fraction=fraction, pairs=pairs)
+    given._watches = {"one": PairWatch()}
+    run: Any = SimpleNamespace(seed=0, training_rows=lambda task: preference_dataset(12))
+    content = given._sample(run, "one")
+    assert (len(content["rows"]), content["watched"]) == (kept, watched)
+    assert len(given._probed(content)) == watched
+    assert "watched" not in given._sample(run, "two")
