@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_lifealign.dynamics.score_curve import is_number, read_curve
 from hf_lifealign.report.run_data import RunData
 from hf_lifealign.report.table import markdown_table
 
@@ -61,7 +62,7 @@ class PrimedTask:
         if not first or not again:
             return None
         figures = {field.name: self.told.get(field.name) for field in fields(PrimingEstimate)}
-        told: dict[str, Any] = {name: value if _is_number(value) else None for name, value in figures.items()}
+        told: dict[str, Any] = {name: value if is_number(value) else None for name, value in figures.items()}
         told["reason"] = str(figures["reason"]) if figures["reason"] else None
         estimate = PrimingEstimate(**told) if told["target"] is not None else None
         return Priming(first, again, estimate, told["reason"])
@@ -103,22 +104,15 @@ def _label(index: int, entry: Mapping[str, Any]) -> str:
 def _points(file: Path) -> "list[Point] | None":
     """The points of a curve; `None` if there is no such file, or none that holds a curve."""
     from hf_lifealign.dynamics.findings import Point
-    from hf_lifealign.dynamics.score_curve import read_curve
 
     content = read_curve(file) if file.is_file() else None
     if content is None:
         return None
     unknown = [None] * len(content["steps"])
-    ends = [[x if _is_number(x) else None for x in content.get(name, unknown)] for name in ("low", "high")]
+    ends = [[x if is_number(x) else None for x in content.get(name, unknown)] for name in ("low", "high")]
     rows = zip(content["steps"], content["scores"], *ends, strict=True)
     return [Point(step, step, score, low, high, None) for step, score, low, high in rows]
 
 
-def _is_number(value: Any) -> bool:
-    from hf_lifealign.dynamics.score_curve import is_number
-
-    return is_number(value)
-
-
 def _text(value: Any, digits: int) -> str:
-    return f"{value:.{digits}f}" if _is_number(value) else "-"
+    return f"{value:.{digits}f}" if is_number(value) else "-"

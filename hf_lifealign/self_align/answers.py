@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hf_lifealign.judges.form import refusal
 from hf_lifealign.self_align.constitution import Constitution
-from hf_lifealign.self_align.near_duplicates import tokens
+from hf_lifealign.self_align.near_duplicates import count_words, tokens
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
 from hf_lifealign.self_align.tasks import BEHAVIOURS
 
@@ -112,11 +112,11 @@ class AnswerReader:
                 return REPETITION
         if not finished:
             shorter = cut_unfinished(reply)
-            if self.behaviour == "safe" or _words(reply) < _SHORT_WORDS or not shorter:
+            if self.behaviour == "safe" or count_words(reply) < _SHORT_WORDS or not shorter:
                 return UNFINISHED
             changes.append("cut_unfinished")
             reply = shorter
-        if _words(reply) < self.least_words:
+        if count_words(reply) < self.least_words:
             return LEAST_LENGTH
         reason = self._fault(reply, note.strip(), request)
         if reason is not None:
@@ -170,11 +170,6 @@ def cut_unfinished(text: str) -> str:
 
 def _is_whole(text: str) -> bool:
     return bool(text) and cut_unfinished(text) == text
-
-
-def _words(text: str) -> int:
-    found = tokens(text)
-    return max(len(text.split()), len(found) // 2) if found else 0
 
 
 def _runs(text: str) -> Sequence[tuple[str, ...]]:

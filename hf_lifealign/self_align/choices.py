@@ -9,6 +9,7 @@ import torch
 
 from hf_lifealign._modes import evaluating
 from hf_lifealign._resources import resource_path
+from hf_lifealign.self_align.rendering import compiled, rendered
 
 LETTERS = string.ascii_uppercase
 
@@ -98,19 +99,19 @@ def _question(row: Mapping[str, Any]) -> Question:
     return Question(str(asked), tuple(map(str, choices)), labels.index(1))
 
 
-def render(question: Question, template: str | None = None) -> str:
-    """A question as the model reads it, up to where the letter comes."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
+def rendered_questions(questions: Sequence[Question], template: str | None = None) -> list[str]:
+    """Questions as the model reads them, each up to where the letter comes.
 
-    source = template
-    if source is None:
-        source = resource_path("recipes", "self_align", "constitution", "templates", "choice.jinja").read_text(
-            encoding="utf-8"
-        )
-    environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-    values = {"question": question.question, "choices": question.choices, "letters": LETTERS}
-    return environment.from_string(source).render(**values)
+    Args:
+        questions (`list[Question]`): to be asked.
+        template (`str`, *optional*): Jinja source in place of the shipped one.
+    """
+    source = template or resource_path("recipes", "self_align", "choice.jinja").read_text(encoding="utf-8")
+    made = compiled("choice", source)
+    return [
+        rendered("choice", made, {"question": each.question, "choices": each.choices, "letters": LETTERS})
+        for each in questions
+    ]
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def answer_choices(
         raise ValueError("There are no questions. Give at least one.")
     tokens = _letter_tokens(tokenizer, max(len(question.choices) for question in questions))
     asked = [each for question in questions for each in (question, question.reversed())]
-    prompts = [list(tokenizer(render(question, template))["input_ids"]) for question in asked]
+    prompts = [list(tokenizer(text)["input_ids"]) for text in rendered_questions(asked, template)]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if room is not None and len(prompts[longest]) > room:

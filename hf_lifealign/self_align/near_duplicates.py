@@ -32,6 +32,12 @@ def tokens(text: str) -> list[str]:
     return _TOKENS.findall(kept)
 
 
+def count_words(text: str) -> int:
+    """Words of a text; of scripts without spaces, half of their signs. 0 if it has neither letters nor digits."""
+    found = tokens(text)
+    return max(len(text.split()), len(found) // 2) if found else 0
+
+
 def rouge_l_f1(common: int, one: int, other: int) -> float:
     """ROUGE-L F1 (Lin 2004) of two texts whose longest common subsequence has `common` of their tokens, as
     `rouge_score` computes it, to the last bit."""

@@ -1,9 +1,12 @@
 """Prompts of the stages, from a constitution and its templates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.self_align.constitution import Constitution, Exemplar, TopicSeed
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 # What stands before each part of a worked example; an answer ends where the next request would begin.
 REQUEST, NOTE, REPLY = "### Request:", "### Note:", "### Reply:"
@@ -26,20 +29,10 @@ class Prompts:
     """
 
     def __init__(self, constitution: Constitution, preset: str = "paper"):
-        from jinja2 import StrictUndefined, TemplateError
-        from jinja2.sandbox import SandboxedEnvironment
-
         if preset not in PRESETS:
             raise ValueError(f"You set preset={preset!r}. It has to be one of {list(PRESETS)}.")
         self.constitution, self.preset = constitution, preset
-        # texts for a language model, not for a browser
-        environment = SandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-        self._templates = {}
-        for name, source in constitution.templates.items():
-            try:
-                self._templates[name] = environment.from_string(source)
-            except TemplateError as error:
-                raise ValueError(f"The template {name!r} is no sound Jinja: {error}.") from error
+        self._templates = {name: compiled(name, source) for name, source in constitution.templates.items()}
         if preset == "compact" and not any(exemplar.compact for exemplar in constitution.exemplars):
             raise ValueError(
                 "You set preset='compact', and no exemplar is marked with `compact: true`. Mark at least one of them."
@@ -78,11 +71,33 @@ class Prompts:
         )
 
     def _render(self, name: str, values: Mapping[str, Any]) -> str:
-        from jinja2 import TemplateError
+        return rendered(name, self._templates[name], values)
 
-        try:
-            return self._templates[name].render(**values)
-        except TemplateError as error:
-            raise ValueError(
-                f"The template {name!r} cannot be rendered: {error}. It is given {sorted(values)}."
-            ) from error
+
+def compiled(name: str, source: str) -> "Template":
+    """A template in Jinja's sandbox, for a language model and not for a browser.
+
+    Raises:
+        ValueError: if it is no sound Jinja.
+    """
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import SandboxedEnvironment
+
+    try:
+        return SandboxedEnvironment(undefined=StrictUndefined, autoescape=False).from_string(source)
+    except TemplateError as error:
+        raise ValueError(f"The template {name!r} is no sound Jinja: {error}.") from error
+
+
+def rendered(name: str, template: "Template", values: Mapping[str, Any]) -> str:
+    """A template with its values.
+
+    Raises:
+        ValueError: if it asks for others.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return template.render(**values)
+    except TemplateError as error:
+        raise ValueError(f"The template {name!r} cannot be rendered: {error}. It is given {sorted(values)}.") from error

@@ -7,7 +7,6 @@ RUN/prompts/manifest.json    what they were made of and with, and the counts
 RUN/calls/                   kept calls
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lifealign._files import read_json, write_folder, write_json
+from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.self_align.stages.outcome import Outcome
 
 ROWS, DROPPED, NOTES, MANIFEST = "rows.jsonl", "dropped.jsonl", "notes.jsonl", "manifest.json"
@@ -61,7 +61,7 @@ class StageStore:
                 f"The stage {stage!r} in {self.root} was made with other {', '.join(changed)}. Set another output_dir, "
                 f"or make it and all after it anew with `--from-stage {stage}`."
             )
-        if manifest.get("rows_sha256") != digest_of(self.rows(stage)):
+        if manifest.get("rows_sha256") != rows_digest(self.rows(stage)):
             raise ValueError(
                 f"The rows of the stage {stage!r} in {self.root} were changed since they were made. Put them back, or "
                 f"make it and all after it anew with `--from-stage {stage}`."
@@ -77,7 +77,7 @@ class StageStore:
             "dropped": len(outcome.dropped),
             "reasons": outcome.reasons(),
             "told": outcome.told,
-            "rows_sha256": digest_of(outcome.rows),
+            "rows_sha256": rows_digest(outcome.rows),
             "versions": {name: version(name) for name in ("hf-lifealign", "transformers", "torch")},
         }
 
@@ -112,14 +112,6 @@ class StageStore:
         """What a finished stage was made of, and its counts."""
         content: dict[str, Any] = read_json(self.folder(stage) / MANIFEST)
         return content
-
-
-def digest_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 of rows, in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

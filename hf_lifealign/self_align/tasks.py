@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_lifealign.self_align.near_duplicates import NearDuplicateFilter, tokens
+from hf_lifealign.self_align.near_duplicates import NearDuplicateFilter, count_words, tokens
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
 
 BEHAVIOURS = ("paper", "safe")
@@ -97,7 +97,7 @@ def fault_of(task: str, behaviour: str = "safe") -> str | None:
     """
     if any(mark in task for mark in (REQUEST, NOTE, REPLY)):
         return MARK
-    words = len(task.split()) if behaviour == "paper" else max(len(task.split()), len(tokens(task)) // 2)
+    words = len(task.split()) if behaviour == "paper" else count_words(task)
     if words < _LEAST_WORDS:
         return TOO_SHORT
     if words > _MOST_WORDS:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign._files import write_json
+from hf_lifealign.dynamics.score_curve import read_curve
 from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.metrics.alignment_dynamics import PrimingEstimate, priming_ratio
 from hf_lifealign.report.privacy import without_folders
@@ -227,8 +228,6 @@ class RehearsalPrimingStrategy(Strategy):
 
     def _compared(self, file: Path, again: dict[str, Any]) -> dict[str, Any]:
         """The priming of a curve, against the first one in a file."""
-        from hf_lifealign.dynamics.score_curve import read_curve
-
         of = again["of"]
         if not file.is_file():
             return _priming(of, f"not estimable: the score of {of!r} was not measured when it was trained first")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tiny import tiny_model, tiny_tokenizer
 
-from hf_lifealign.self_align.choices import ChoiceResult, Question, answer_choices, read_questions, render
+from hf_lifealign.self_align.choices import ChoiceResult, Question, answer_choices, read_questions, rendered_questions
 
 QUESTIONS = [
     Question("Is ice cold?", ("It is cold indeed.", "It is hot."), 0),
@@ -39,10 +39,13 @@ def test_what_is_no_question(row: Any) -> None:
 
 
 def test_how_it_is_asked() -> None:
-    assert render(QUESTIONS[1]) == (
+    assert rendered_questions([QUESTIONS[1]])[0] == (
         "Which is a bird?\n\n(A) A stone.\n(B) A lamp.\n(C) A wren, which sings.\n\nThe best of these answers is ("
     )
-    assert render(QUESTIONS[0], "{{ question }} {{ choices | length }}{{ letters[0] }}") == "Is ice cold? 2A"
+    assert (
+        rendered_questions(QUESTIONS[:1], "{{ question }} {{ choices | length }}{{ letters[0] }}")[0]
+        == "Is ice cold? 2A"
+    )
 
 
 class Reader(torch.nn.Module):

@@ -205,14 +205,16 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"generations": [{"text": 1}]}', '{"generations": []}'])
-def test_a_damaged_file_is_no_call(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_no_call(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     cache = CallCache(ScriptedGenerator(lambda p, s, i: p), tmp_path)
     (call,) = calls(1)
     found = list(cache.run([call]))
     (file,) = tmp_path.rglob("*.json")
     assert json.loads(file.read_text())["call"]["prompts"] == ["prompt 0"]
+    assert not caplog.text
     file.write_text(damage)
     assert cache.find(call) is None
+    assert f"{file} is damaged" in caplog.text
     assert list(cache.run([call])) == found
     assert cache.find(call) == found[0]
 

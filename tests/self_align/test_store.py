@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome
-from hf_lifealign.self_align.store import StageStore, digest_of
+from hf_lifealign.self_align.store import StageStore
 
 MADE_OF = {"settings": {"self_instruct": 3, "stop": ("a",)}, "constitution": "abc"}
 
@@ -78,12 +78,6 @@ def test_any_text_comes_back(tmp_path: Path, rows: list[dict[str, str]]) -> None
     store.write("any", Outcome(rows=rows), {})
     assert store.rows("any") == rows
     assert store.finished("any", {})
-
-
-def test_digests_follow_order_and_content() -> None:
-    rows = [{"a": 1}, {"a": 2}]
-    assert digest_of(rows) == digest_of([{"a": 1}, {"a": 2}])
-    assert len({digest_of(rows), digest_of(rows[::-1]), digest_of(rows[:1]), digest_of([])}) == 4
 
 
 def test_reasons_are_told_when_a_stage_gives_up() -> None:

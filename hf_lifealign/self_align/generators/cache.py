@@ -1,6 +1,7 @@
 """Calls that were made are kept on disk, so that a run that is killed makes none of them twice."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from hf_lifealign._files import write_json
 from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator
+
+logger = logging.getLogger(__name__)
 
 
 class CallCache:
@@ -49,17 +52,22 @@ class CallCache:
                     future.cancel()
 
     def find(self, call: Call) -> list[Generation] | None:
-        """The kept texts of a call; `None` if it was not made, or its file is damaged."""
+        """The kept texts of a call; `None` if it was not made, or if its file is damaged, which is told."""
         file = self._file(call)
+        if not file.is_file():
+            return None
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             found = [
                 Generation(str(row["text"]), bool(row["finished"]), int(row["tokens"]))
                 for row in content["generations"]
             ]
-        except (OSError, ValueError, TypeError, KeyError):
+            if len(found) != len(call.prompts):
+                raise ValueError(f"{len(found)} texts for {len(call.prompts)} prompts")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning(f"The kept call {file} is damaged ({error}); it is made again.")
             return None
-        return found if len(found) == len(call.prompts) else None
+        return found
 
     def _one(self, call: Call) -> list[Generation]:
         found = self.find(call)

@@ -6,8 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign._modes import evaluating, generating_with
-from hf_lifealign.self_align.generators.protocol import Call, Generation, Sampling
-from hf_lifealign.self_align.generators.scripted import until_stop
+from hf_lifealign.self_align.generators.protocol import Call, Generation, Sampling, until_stop
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

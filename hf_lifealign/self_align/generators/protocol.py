@@ -117,3 +117,9 @@ def derived_seed(*parts: Any) -> int:
     """A seed of 63 bits from whatever tells one purpose from another."""
     told = json.dumps(parts, ensure_ascii=False, default=str)
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big") >> 1
+
+
+def until_stop(made: Generation, stop: Sequence[str]) -> Generation:
+    """A text up to the first stop string, which ends it."""
+    ends = [at for at in (made.text.find(each) for each in stop) if at >= 0]
+    return Generation(made.text[: min(ends)], True, made.tokens) if ends else made

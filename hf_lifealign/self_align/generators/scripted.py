@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from hf_lifealign.self_align.generators.protocol import Call, Generation, Sampling
+from hf_lifealign.self_align.generators.protocol import Call, Generation, Sampling, until_stop
 
 
 class ScriptedGenerator:
@@ -46,9 +46,3 @@ class ScriptedGenerator:
             made = Generation(told, True, len(told.split())) if isinstance(told, str) else told
             found.append(until_stop(made, call.sampling.stop))
         return found
-
-
-def until_stop(made: Generation, stop: Sequence[str]) -> Generation:
-    """A text up to the first stop string, which ends it."""
-    ends = [at for at in (made.text.find(each) for each in stop) if at >= 0]
-    return Generation(made.text[: min(ends)], True, made.tokens) if ends else made

@@ -5,8 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from hf_lifealign.self_align.generators.protocol import Call, Generation, GeneratorError, Sampling
-from hf_lifealign.self_align.generators.scripted import until_stop
+from hf_lifealign.self_align.generators.protocol import Call, Generation, GeneratorError, Sampling, until_stop
 
 logger = logging.getLogger(__name__)
 
