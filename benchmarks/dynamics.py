@@ -7,7 +7,8 @@ with LoRA in three stages of `--steps`: to refuse (align), to comply (reverse), 
 learns to refuse with is one sentence, ten, or one of 1728: narrow to wide. The judge is `refusal`; the score is the
 probability of a refusal. Each stage writes `dynamics.jsonl`; a killed run goes on with the next stage. It ends with how
 changes of log-odds that one half of the samples predicts correlate with what the other half measures, the rebound by
-the width of the data, and priming ratios, as table and pictures in benchmarks/results/dynamics/.
+the width of the data, at the reversal and where the runs have the same score, and priming ratios, as table and pictures
+in benchmarks/results/dynamics/.
 """
 
 import argparse
@@ -36,6 +37,8 @@ from hf_lifealign.report.drawing import drawing_style, save_png
 
 RESULTS = Path(__file__).resolve().parent / "results" / "dynamics"
 STAGES = ("align", "reverse", "realign")
+# A score that all runs pass, at which their forces can be compared.
+SAME = 0.4
 
 
 class Bench:
@@ -168,6 +171,17 @@ def curve(series: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
     return [step for step, _ in told], [score for _, score in told]
 
 
+def forces_at(series: list[dict[str, Any]], target: float) -> dict[str, float] | None:
+    """Drive and rebound where the score first passes a target, in log-odds a step, between two measurements of them;
+    `None` if it does not pass."""
+    told = [(e["score"]["score"], e["forces"]) for e in series if "rebound" in e.get("forces", {})]
+    for (one, before), (other, after) in zip(told, told[1:], strict=False):
+        if one != other and min(one, other) <= target <= max(one, other):
+            part = (target - one) / (other - one)
+            return {key: before[key] + part * (after[key] - before[key]) for key in ("drive", "rebound")}
+    return None
+
+
 def report(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]]]]) -> None:
     """Prints and writes what the runs show."""
     table: dict[str, Any] = {
@@ -183,6 +197,7 @@ def report(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, An
             {
                 "kind": kind, "seed": seed, "aligned": max(scores), "reversed": curve(stages["reverse"])[1][-1],
                 "realigned": max(again), "forces_at_reversal": first.get("forces"),
+                "forces_at_same_score": {stage: forces_at(series, SAME) for stage, series in stages.items()},
                 "narrowness_at_reversal": first.get("narrowness"), "priming": primed.to_json(),
                 "diversity": diversity_report(bench.data(kind, "align", seed).to_list(), column="completion").to_json(),
             }
@@ -215,9 +230,10 @@ def draw(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]
                 steps, scores = curve(stages[stage])
                 label = kind if not number and seed == min(s for k, s in runs if k == kind) else None
                 left.plot([number * bench.args.steps + step for step in steps], scores, color=colour, label=label)
-            forces: dict[str, Any] = next((e["forces"] for e in stages["reverse"] if "forces" in e), {})
-            if "rebound" in forces:
-                right.plot([KINDS.index(kind)], [forces["rebound"]], "o", color=colour)
+            for place, stage in enumerate(("align", "reverse")):
+                forces = forces_at(stages[stage], SAME)
+                if forces is not None:
+                    right.plot([KINDS.index(kind) + 0.2 * place - 0.1], [forces["rebound"]], "os"[place], color=colour)
         left.set(xlabel="step", ylabel="score", title="Aligned, reversed, aligned again", ylim=(-0.02, 1.02))
         left.legend()
         value, low, high = (told.get(key) for key in ("correlation", "low", "high"))
@@ -228,7 +244,8 @@ def draw(bench: Bench, runs: dict[tuple[str, int], dict[str, list[dict[str, Any]
             xlabel="predicted by one half", ylabel="measured on the other", title=f"Change of log-odds: {agreed}"
         )
         right.axhline(0, color="0.7", linewidth=1)
-        right.set(ylabel="log-odds a step", title="Rebound at the reversal", xlim=(-0.5, len(KINDS) - 0.5))
+        title = f"Rebound at a score of {SAME}: aligning (o), reversing (□)"
+        right.set(ylabel="log-odds a step", title=title, xlim=(-0.5, len(KINDS) - 0.5))
         right.set_xticks(range(len(KINDS)), KINDS)
         save_png(figure, bench.root / "dynamics.png")
 
