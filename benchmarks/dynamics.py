@@ -12,6 +12,7 @@ in benchmarks/results/dynamics/.
 """
 
 import argparse
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -175,7 +176,7 @@ def forces_at(series: list[dict[str, Any]], target: float) -> dict[str, float] |
     """Drive and rebound where the score first passes a target, in log-odds a step, between two measurements of them;
     `None` if it does not pass."""
     told = [(e["score"]["score"], e["forces"]) for e in series if "rebound" in e.get("forces", {})]
-    for (one, before), (other, after) in zip(told, told[1:], strict=False):
+    for (one, before), (other, after) in itertools.pairwise(told):
         if one != other and min(one, other) <= target <= max(one, other):
             part = (target - one) / (other - one)
             return {key: before[key] + part * (after[key] - before[key]) for key in ("drive", "rebound")}
