@@ -1,16 +1,11 @@
 """A lifelong run from a YAML recipe: every key is checked before anything is loaded."""
 
-import difflib
 import importlib
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hf_lifealign._resources import resource_path
+from hf_lifealign._recipes import build, find_recipe, numbers, read_settings, refuse_unknown
 
 _KEYS = {
     "model": "Hub id, local folder or embedded:NAME",
@@ -38,84 +33,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a mapping of known keys, or an override cannot be read.
     """
-    path = find_recipe(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no recipe {path}. Give the path of a YAML file, e.g. recipes/quickstart.yaml."
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"The recipe {path} holds a {type(content).__name__}. It has to be a mapping with {list(_KEYS)}."
-        )
-    for override in overrides:
-        _apply(content, override)
-    _refuse_unknown(content, _KEYS, f"the recipe {path.name}")
-    for key in ("model", "tasks"):
-        if key not in content:
-            raise ValueError(f"The recipe {path} lacks {key!r} ({_KEYS[key]}).")
+    content = read_settings(path, _KEYS, ("model", "tasks"), overrides)
     if "strategy" in content and "strategies" in content:
         raise ValueError(f"The recipe {path} sets 'strategy' and 'strategies'. Put all of them under 'strategies'.")
     return content
-
-
-def find_recipe(path: str | Path) -> Path:
-    """The recipe's file: as it is named, or the shipped one of that name where there is no checkout."""
-    path = Path(path)
-    if not path.exists() and path.parts[:1] == ("recipes",):
-        with suppress(FileNotFoundError):
-            return resource_path(*path.parts)
-    return path
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    name, equals, value = override.partition("=")
-    if not equals or not name:
-        raise ValueError(
-            f"You gave --set {override!r}. It has to read key.sub=value, e.g. training.learning_rate=1e-4."
-        )
-    *parents, last = name.strip().split(".")
-    for parent in parents:
-        if content.get(parent) is None:
-            content[parent] = {}
-        content = content[parent]
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"You gave --set {override!r}. {parent!r} holds no mapping in which {last!r} could be set."
-            )
-    content[last] = _number(yaml.safe_load(value))
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes `1e-4` for a string; people mean a number."""
-    if isinstance(value, dict):
-        return {key: _number(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"You set {key!r} in {where}. There is no such setting.{hint} Known are: {sorted(known)}.")
-
-
-def _build(cls: Any, options: dict[str, Any] | None, where: str, **fixed: Any) -> Any:
-    options = _number(options or {})
-    _refuse_unknown(options, [f.name for f in fields(cls) if f.init and f.name not in fixed], where)
-    return cls(**fixed, **options)
 
 
 def build_adapter(options: dict[str, Any] | None) -> Any:
@@ -133,9 +54,9 @@ def build_adapter(options: dict[str, Any] | None) -> Any:
     kind = str(options.pop("type", "slmc")).upper()
     types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
     if kind not in types:
-        _refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
+        refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
     options.setdefault("task_type", "CAUSAL_LM")
-    return _build(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])], options, "adapter")
+    return build(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])], options, "adapter")
 
 
 def trainer_class(name: str) -> Any:
@@ -189,7 +110,7 @@ def build_run(
         settings["general_text"] = str(base_dir / str(text))  # as the paths of the tasks are
     if continue_from:
         settings["continue_from"] = continue_from
-    config = _build(LifelongConfig, settings, "run", output_dir=str(folder), strategies=_number(strategies))
+    config = build(LifelongConfig, settings, "run", output_dir=str(folder), strategies=numbers(strategies))
     cls = trainer_class(str(recipe.get("trainer", "fpo")))
     args_class = FPOConfig if issubclass(cls, FPOTrainer) else getattr(cls, "args_class", DPOConfig)
     warm = recipe.get("warm_start")
@@ -198,8 +119,8 @@ def build_run(
         args=config,
         stream=TaskStream.from_config(recipe["tasks"], base_dir),
         trainer_class=cls,
-        training_args=_build(args_class, recipe.get("training"), "training", output_dir="unused"),
-        warm_start_args=None if warm is None else _build(SFTConfig, warm, "warm_start", output_dir="unused"),
+        training_args=build(args_class, recipe.get("training"), "training", output_dir="unused"),
+        warm_start_args=None if warm is None else build(SFTConfig, warm, "warm_start", output_dir="unused"),
         peft_config=build_adapter(recipe.get("adapter")),
         model_init_kwargs=recipe.get("model_init_kwargs"),
     )
