@@ -47,6 +47,8 @@ _EXPORTS = {
     "resolve_judge": "hf_lifealign.judges",
     "AlignmentDynamicsCallback": "hf_lifealign.dynamics.callback",
     "diversity_report": "hf_lifealign.diversity",
+    "SelfAlign": "hf_lifealign.self_align.pipeline",
+    "SelfAlignConfig": "hf_lifealign.self_align.config",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -79,6 +81,8 @@ if TYPE_CHECKING:
     from hf_lifealign.rewards import BrevityReward as BrevityReward
     from hf_lifealign.rewards import MiniLMBradleyTerryReward as MiniLMBradleyTerryReward
     from hf_lifealign.rewards import resolve_reward as resolve_reward
+    from hf_lifealign.self_align.config import SelfAlignConfig as SelfAlignConfig
+    from hf_lifealign.self_align.pipeline import SelfAlign as SelfAlign
     from hf_lifealign.slmc import ConsolidationCallback as ConsolidationCallback
     from hf_lifealign.slmc import ConsolidationReport as ConsolidationReport
     from hf_lifealign.slmc import ConsolidationVetoed as ConsolidationVetoed

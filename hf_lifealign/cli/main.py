@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands, diversity, dynamics, hub_commands, pareto, preflight
+from hf_lifealign.cli import commands, diversity, dynamics, hub_commands, pareto, preflight, self_align
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -23,6 +23,7 @@ examples:
   lifealign pareto runs/meta-aligner
   lifealign dynamics runs/sft
   lifealign preflight runs/first --task new.yaml --judge harmless=refusal
+  lifealign self-align recipes/self_align/compact.yaml --limit 40
   lifealign push runs/first me/first-lifelong
   lifealign run more.yaml --continue-from me/first-lifelong@task-02-harmless
 
@@ -62,7 +63,7 @@ examples:
   lifealign inspect me/my-adapter --revision 02-harmless --json
 """
 
-_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight)
+_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight, self_align)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     diversity.add_parser(add)
     dynamics.add_parser(add)
     preflight.add_parser(add)
+    self_align.add_parser(add)
     hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser
@@ -153,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        hint = " Give the same command again to go on." if args.command in ("run", "pareto") else ""
+        hint = " Give the same command again to go on." if args.command in ("run", "pareto", "self-align") else ""
         print(f"lifealign: interrupted.{hint}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -172,7 +174,8 @@ def is_expected(error: Exception) -> bool:
 
 def error_text(error: Exception) -> str:
     """What an error says, or its type where it says nothing."""
-    return str(error).strip() or type(error).__name__
+    told = str(error).strip() or type(error).__name__
+    return " ".join([told, *getattr(error, "__notes__", ())])
 
 
 if __name__ == "__main__":

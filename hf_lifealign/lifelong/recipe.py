@@ -152,7 +152,7 @@ def run_recipe(
         ValueError: if something is set wrong, or a run lies in the folder and `resume` is false.
     """
     recipe = read_recipe(path, overrides)
-    _quiet_libraries()
+    quiet_libraries()
     run = build_run(
         recipe, Path(data_dir) if data_dir else find_recipe(path).resolve().parent, output_dir, continue_from
     )
@@ -172,7 +172,7 @@ def run_recipe(
     return 0
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Leaves the screen to the run's own bar: no bars for loading and tokenising, no upstream deprecations."""
     import warnings
 

@@ -70,6 +70,11 @@ class Prompts:
             },
         )
 
+    def engraved(self, request: str) -> str:
+        """A request as a base is taught to answer it, without principles and examples; of no use where the model has a
+        chat template."""
+        return self._render("engraved", {"request": request, "request_mark": REQUEST, "reply_mark": REPLY})
+
     def _render(self, name: str, values: Mapping[str, Any]) -> str:
         return rendered(name, self._templates[name], values)
 

@@ -4,16 +4,20 @@ RUN/prompts/rows.jsonl       accepted rows
 RUN/prompts/dropped.jsonl    what was dropped, raw, with its reason
 RUN/prompts/notes.jsonl      what is never trained on
 RUN/prompts/manifest.json    what they were made of and with, and the counts
+RUN/responses/sft/           rows that TRL trains on: train.jsonl, test.jsonl
+RUN/responses/preference/    the same as pairs
+RUN/engrave/                 the adapter
 RUN/calls/                   kept calls
+RUN/work/                    checkpoints of a stage that is under way
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hf_lifealign._files import read_json, write_folder, write_json
+from hf_lifealign._files import read_json, remove_folder, write_folder, write_json
 from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.self_align.stages.outcome import Outcome
 
@@ -68,8 +72,21 @@ class StageStore:
             )
         return True
 
-    def write(self, stage: str, outcome: Outcome, made_of: Mapping[str, Any]) -> None:
-        """Leaves a finished stage. The same outcome leaves the same bytes: nothing of when or how long is in them."""
+    def write(
+        self,
+        stage: str,
+        outcome: Outcome,
+        made_of: Mapping[str, Any],
+        also: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Leaves a finished stage. The same outcome leaves the same bytes: nothing of when or how long is in them.
+
+        Args:
+            stage (`str`): its name.
+            outcome ([`Outcome`]): what it came to.
+            made_of (`dict`): see [`StageStore.finished`].
+            also (`Callable`, *optional*): fills the same folder with further files.
+        """
         manifest = {
             "stage": stage,
             "made_of": dict(made_of),
@@ -83,7 +100,9 @@ class StageStore:
 
         def fill(folder: Path) -> None:
             for name, rows in ((ROWS, outcome.rows), (DROPPED, outcome.dropped), (NOTES, outcome.asides)):
-                _write_lines(folder / name, rows)
+                write_lines(folder / name, rows)
+            if also is not None:
+                also(folder)
             write_json(folder / MANIFEST, manifest)
 
         write_folder(self.folder(stage), fill)
@@ -97,16 +116,17 @@ class StageStore:
         file = self.folder(stage) / ROWS
         if not file.is_file():
             raise ValueError(f"The stage {stage!r} has left no rows in {self.root}. Run it first.")
-        found = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"Line {number} of {file} is not valid JSON: {error}. Run the stage again.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"Line {number} of {file} is no object. Run the stage again.")
-            found.append(row)
-        return found
+        return read_lines(file)
+
+    def forget(self, stages: Sequence[str]) -> None:
+        """Removes stages, the last one first, so that none is left without what it was made of."""
+        for stage in reversed(stages):
+            remove_folder(self.folder(stage))
+            remove_folder(self.work(stage))
+
+    def work(self, stage: str) -> Path:
+        """Where a stage that is under way keeps its checkpoints."""
+        return self.root / "work" / stage
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """What a finished stage was made of, and its counts."""
@@ -114,7 +134,8 @@ class StageStore:
         return content
 
 
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as JSON Lines."""
     # line separators of Unicode are escaped, which some readers of lines would break at
     lines = (
         json.dumps(row, ensure_ascii=False)
@@ -124,3 +145,21 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows
     )
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of JSON Lines.
+
+    Raises:
+        ValueError: if a line is no JSON object.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"Line {number} of {path} is not valid JSON: {error}. Run the stage again.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"Line {number} of {path} is no object. Run the stage again.")
+        found.append(row)
+    return found

@@ -96,8 +96,9 @@ def test_pairs(tmp_path: Path) -> None:
     pairs = preference_rows(outcome.rows)
     assert len(pairs) == outcome.told["pairs"] == 5
     assert pairs[0]["rejected"] == [{"role": "assistant", "content": "Cut off"}]
-    plain = preference_rows(outcome.rows, conversational=False)[0]
-    assert (plain["prompt"], plain["chosen"]) == ("What about number 1?", "Rain falls. It is wet.")
+    plain = preference_rows(outcome.rows, Prompts(SHIPPED, "compact"))[0]
+    assert plain["prompt"] == f"{REQUEST} What about number 1?\n{REPLY}"
+    assert plain["chosen"] == " Rain falls. It is wet."
     rows = training_rows(outcome.rows)
     assert {tuple(row) for row in rows} == {("prompt", "completion")}
     assert rows[0]["prompt"] == [{"role": "user", "content": "What about number 0?"}]

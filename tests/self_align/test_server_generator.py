@@ -1,80 +1,22 @@
 """A real HTTP server that speaks OpenAI's protocol, asked through the real client."""
 
-import json
 import logging
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.openai_server import OpenAIServer
 from support.tiny import tiny_tokenizer
 
 from hf_lifealign.self_align.generators import Call, CallCache, Generation, GeneratorError, Sampling, ServerGenerator
 from hf_lifealign.self_align.generators.protocol import plan_calls
 
 
-class Server(ThreadingHTTPServer):
-    """Remembers what it was asked, and fails as it is told to."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.fail: list[int] = []
-        self.odd: Any = None
-        self.lock, self.running, self.most = threading.Lock(), 0, 0
-        self.hold: float = 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.asked.append(body | {"path": self.path})
-            self.server.keys.append(self.headers.get("Authorization", ""))
-            status = self.server.fail.pop(0) if self.server.fail else 200
-            self.server.running += 1
-            self.server.most = max(self.server.most, self.server.running)
-        threading.Event().wait(self.server.hold)
-        prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
-        text = f"You said: {prompt} ### and more"
-        for stop in body.get("stop", []):
-            text = text.split(stop)[0]
-        choice = {"index": 0, "finish_reason": "length" if "long" in prompt else "stop"}
-        choice |= {"message": {"role": "assistant", "content": text}} if "messages" in body else {"text": text}
-        answer = {"id": "1", "object": "x", "created": 0, "model": "m", "choices": [choice],
-                  "usage": {"prompt_tokens": 1, "completion_tokens": 7, "total_tokens": 8}}  # fmt: skip
-        if status != 200:
-            answer = {"error": {"message": f"status {status}", "type": "x", "code": None}}
-        if self.server.odd is not None:
-            answer = self.server.odd
-        content = json.dumps(answer).encode()
-        with self.server.lock:
-            self.server.running -= 1
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("retry-after-ms", "10")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
+def server() -> Iterator[OpenAIServer]:
+    found = OpenAIServer()
     thread = threading.Thread(target=found.serve_forever, daemon=True)
     thread.start()
     yield found
@@ -82,14 +24,14 @@ def server() -> Iterator[Server]:
     found.server_close()
 
 
-def asks(server: Server, **given: Any) -> ServerGenerator:
+def asks(server: OpenAIServer, **given: Any) -> ServerGenerator:
     return ServerGenerator("m", server.url, **given)
 
 
 CALL = Call(("Hi",), Sampling(0.5, 0.9, 30, stop=("###",)), 2**40 + 3)
 
 
-def test_chat_and_plain_completions(server: Server) -> None:
+def test_chat_and_plain_completions(server: OpenAIServer) -> None:
     assert asks(server).generate(CALL) == [Generation("You said: Hi ", True, 7)]
     assert asks(server, chat=False).generate(CALL) == [Generation("You said: Hi ", True, 7)]
     chat, plain = server.asked
@@ -103,13 +45,13 @@ def test_chat_and_plain_completions(server: Server) -> None:
     ]
 
 
-def test_more_stop_strings_than_servers_take(server: Server) -> None:
+def test_more_stop_strings_than_servers_take(server: OpenAIServer) -> None:
     sampling = Sampling(stop=("a1", "a2", "a3", "a4", "said"))
     assert asks(server).generate(Call(("Hi",), sampling, 0)) == [Generation("You ", True, 7)]
     assert len(server.asked[0]["stop"]) == 4
 
 
-def test_failures_that_pass_are_tried_again(server: Server) -> None:
+def test_failures_that_pass_are_tried_again(server: OpenAIServer) -> None:
     server.fail = [500, 429, 503]
     assert asks(server).generate(CALL)[0].finished
     assert len(server.asked) == 4
@@ -119,7 +61,7 @@ def test_failures_that_pass_are_tried_again(server: Server) -> None:
     ("status", "times", "told"),
     [(500, 3, "start again later"), (401, 1, "OPENAI_API_KEY"), (404, 1, "name of the model"), (400, 1, "status 400")],
 )
-def test_failures_that_stay(server: Server, status: int, times: int, told: str) -> None:
+def test_failures_that_stay(server: OpenAIServer, status: int, times: int, told: str) -> None:
     server.fail = [status] * 9
     with pytest.raises(GeneratorError, match=told):
         asks(server, max_retries=2).generate(CALL)
@@ -127,19 +69,19 @@ def test_failures_that_stay(server: Server, status: int, times: int, told: str) 
 
 
 @pytest.mark.parametrize("odd", [{"hello": 1}, {"choices": []}, {"choices": [{"index": 0}]}, [1]])
-def test_an_answer_of_another_form(server: Server, odd: Any) -> None:
+def test_an_answer_of_another_form(server: OpenAIServer, odd: Any) -> None:
     server.odd = odd
     with pytest.raises(GeneratorError, match=r"not OpenAI's\. Check base_url"):
         asks(server).generate(CALL)
 
 
-def test_no_server(server: Server) -> None:
+def test_no_server(server: OpenAIServer) -> None:
     generator = ServerGenerator("m", "http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(GeneratorError, match="whether the server runs"):
         generator.generate(CALL)
 
 
-def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_written_nowhere(server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "very-secret")
     generator = asks(server)
     list(CallCache(generator, tmp_path).run([CALL]))
@@ -153,7 +95,7 @@ def test_the_key_is_written_nowhere(server: Server, tmp_path: Path, monkeypatch:
         ServerGenerator("m")
 
 
-def test_as_many_requests_at_a_time_as_allowed(server: Server, tmp_path: Path) -> None:
+def test_as_many_requests_at_a_time_as_allowed(server: OpenAIServer, tmp_path: Path) -> None:
     server.hold = 0.05
     cache = CallCache(asks(server, concurrency=3), tmp_path)
     plan = plan_calls([f"prompt {i}" for i in range(12)], Sampling(), 0, 1)
@@ -168,7 +110,7 @@ def test_as_many_requests_at_a_time_as_allowed(server: Server, tmp_path: Path) -
     assert other.made == 1
 
 
-def test_a_server_that_dies_on_the_way(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_dies_on_the_way(server: OpenAIServer, tmp_path: Path) -> None:
     plan = plan_calls([f"prompt {i}" for i in range(6)], Sampling(), 0, 1)
     server.fail = [200, 200, 200, 500]
     cache = CallCache(asks(server, concurrency=1, max_retries=0), tmp_path)
@@ -178,7 +120,9 @@ def test_a_server_that_dies_on_the_way(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 4 + 3
 
 
-def test_what_cannot_fit_is_found_before(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_fit_is_found_before(
+    server: OpenAIServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         generator = asks(server)
         for _ in range(2):
@@ -192,7 +136,7 @@ def test_what_cannot_fit_is_found_before(server: Server, tmp_path: Path, caplog:
     assert not server.asked
 
 
-def test_settings_that_cannot_work(server: Server) -> None:
+def test_settings_that_cannot_work(server: OpenAIServer) -> None:
     for given in ({"concurrency": 0}, {"timeout": 0}, {"max_retries": -1}):
         with pytest.raises(ValueError, match="Set at least 1, more than 0 seconds"):
             asks(server, **given)

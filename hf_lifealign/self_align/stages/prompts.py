@@ -249,7 +249,8 @@ class PromptStage:
             "accepted": len(rows), "generations": made, "rounds": rounds, "kinds": counts,
             "topics": {kind: len(topics[kind]) for kind in kinds},
         }  # fmt: skip
-        starved = [kind for kind, count in counts.items() if count < len(rows) / len(kinds) / 4]
+        fair = len(rows) / len(kinds)
+        starved = [kind for kind, count in counts.items() if count < fair / 4 and fair >= 2]
         if starved:
             logger.warning(
                 f"Of {len(rows)} questions by topics, fewer than a quarter of their share are of the kinds {starved}. "

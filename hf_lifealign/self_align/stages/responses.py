@@ -136,28 +136,29 @@ class ResponseStage:
             yield from texts
 
 
-def training_rows(rows: Sequence[dict[str, Any]], conversational: bool = True) -> list[dict[str, Any]]:
+def training_rows(rows: Sequence[dict[str, Any]], prompts: Prompts | None = None) -> list[dict[str, Any]]:
     """Rows for SFT in TRL's form: `prompt` and `completion`, and nothing else.
 
     Args:
         rows (`list[dict]`): of [`ResponseStage`].
-        conversational (`bool`): as messages, or as plain texts.
+        prompts ([`Prompts`], *optional*): makes plain texts of them, by its template `engraved`; messages by default.
     """
-    return [_in_form({"prompt": row["prompt"], "completion": row["completion"]}, conversational) for row in rows]
+    return [_in_form({"prompt": row["prompt"], "completion": row["completion"]}, prompts) for row in rows]
 
 
-def preference_rows(rows: Sequence[dict[str, Any]], conversational: bool = True) -> list[dict[str, Any]]:
+def preference_rows(rows: Sequence[dict[str, Any]], prompts: Prompts | None = None) -> list[dict[str, Any]]:
     """Preference rows in TRL's form, of those that are pairs: the answer by the principles is `chosen`, the one without
-    them `rejected`."""
+    them `rejected`. Arguments as of [`training_rows`]."""
     return [
-        _in_form({"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]}, conversational)
+        _in_form({"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]}, prompts)
         for row in rows
         if row.get("rejected") is not None
     ]
 
 
-def _in_form(row: dict[str, str], conversational: bool) -> dict[str, Any]:
-    if not conversational:
-        return dict(row)
-    roles = {name: "user" if name == "prompt" else "assistant" for name in row}
-    return {name: [{"role": roles[name], "content": text}] for name, text in row.items()}
+def _in_form(row: dict[str, str], prompts: Prompts | None) -> dict[str, Any]:
+    if prompts is None:
+        roles = {name: "user" if name == "prompt" else "assistant" for name in row}
+        return {name: [{"role": roles[name], "content": text}] for name, text in row.items()}
+    # TRL puts plain texts together as they are
+    return {name: prompts.engraved(text) if name == "prompt" else f" {text}" for name, text in row.items()}

@@ -1,0 +1,140 @@
+"""The report of a run of SELF-ALIGN: report.md, and pictures of what was dropped, named and covered."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_lifealign._files import write_text
+from hf_lifealign.report.drawing import COLOURS, GREY, drawing_style, new_figure, save_png, shorten
+from hf_lifealign.report.table import cell_text, markdown_table
+
+DOCUMENT = "report.md"
+_SCALE = (
+    "The published results of this method are those of models of 65 and 70 billion parameters. With a small model this "
+    "page shows how the pipeline ran, not that the method aligns it."
+)
+
+
+def write_self_align_report(root: Path, manifests: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Writes report.md and its pictures into the folder of a run.
+
+    Args:
+        root (`Path`): folder of the run.
+        manifests (`dict`): of its finished stages, by name.
+
+    Returns:
+        `Path`: report.md.
+    """
+    pictures = []
+    for name, title, counts in _bars(manifests):
+        _draw(root / f"{name}.png", title, counts)
+        pictures.append(name)
+    parts = ["# Aligned by principles", _SCALE, *_prompts(manifests), *_responses(manifests), *_engraved(manifests)]
+    parts += [f"![{name.replace('-', ' ')}]({name}.png)" for name in pictures]
+    write_text(root / DOCUMENT, "\n\n".join(parts) + "\n")
+    return root / DOCUMENT
+
+
+def _bars(manifests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Mapping[str, int]]]:
+    """Name, title and counts of each picture."""
+    found: list[tuple[str, str, Mapping[str, int]]] = []
+    for stage, manifest in manifests.items():
+        if manifest.get("reasons"):
+            found.append((f"dropped-{stage}", f"Dropped by the stage {stage}", manifest["reasons"]))
+    told = manifests.get("responses", {}).get("told", {})
+    if told.get("principles"):
+        found.append(("principles", "Answers whose note names a principle", told["principles"]))
+    kinds = manifests.get("prompts", {}).get("told", {}).get("red_team", {}).get("kinds")
+    if kinds:
+        found.append(("kinds", "Questions of each kind of topic", kinds))
+    return found
+
+
+def _draw(path: Path, title: str, counts: Mapping[str, int]) -> None:
+    with drawing_style():
+        figure = new_figure(7.0, 1.0 + 0.26 * len(counts))
+        ax = figure.add_subplot()
+        names = list(counts)[::-1]
+        ax.barh(range(len(names)), [counts[name] for name in names], color=COLOURS[0], height=0.7)
+        ax.set_yticks(range(len(names)), [shorten(name.replace("_", " "), 34) for name in names])
+        for place, name in enumerate(names):
+            ax.annotate(f" {counts[name]}", (counts[name], place), va="center", fontsize=8, color=GREY)
+        ax.set_title(title, loc="left", fontsize=10)
+        ax.margins(x=0.1)
+        figure.subplots_adjust(left=0.34, right=0.97, top=1 - 0.35 / (1.0 + 0.26 * len(counts)), bottom=0.1)
+        save_png(figure, path)
+
+
+def _counts(counts: Mapping[str, Any], head: Sequence[str]) -> str:
+    return markdown_table(head, [[cell_text(name), str(count)] for name, count in counts.items()])
+
+
+def _prompts(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("prompts")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    rows = [
+        [name, str(part["accepted"]), str(part["generations"]), str(part["rounds"])]
+        for name in ("self_instruct", "red_team")
+        if (part := told.get(name))
+    ]
+    found = ["## Tasks", markdown_table(("made by", "accepted", "generations", "rounds"), rows)]
+    found.append(f"{manifest['dropped']} texts were dropped.")
+    if manifest["reasons"]:
+        found.append(_counts(manifest["reasons"], ("reason", "texts")))
+    if "red_team" in told:
+        part = told["red_team"]
+        rows = [[kind, str(count), str(part["topics"].get(kind, 0))] for kind, count in part["kinds"].items()]
+        found += ["### Topics", markdown_table(("kind", "questions", "topics"), rows)]
+    return found
+
+
+def _responses(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("responses")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    words = sorted(told["words"])
+    rows = [
+        ["tasks that were answered", str(told["asked"])],
+        ["answers that were kept", str(told["kept"])],
+        ["keep rate", f"{100 * told['keep_rate']:.1f} % (published: 71.6 % and 67.8 %)"],
+        ["answers whose note names no principle", str(told["without_a_principle"])],
+        ["words of an answer (median)", str(words[len(words) // 2]) if words else "-"],
+    ]
+    if "pairs" in told:
+        rows.append(["pairs with an answer without principles", str(told["pairs"])])
+    found = ["## Answers", markdown_table(("figure", "value"), rows, left=2)]
+    for key, title in (("reasons", "with principles"), ("reasons_without", "without principles")):
+        if told.get(key):
+            found.append(_counts(told[key], (f"dropped, {title}", "answers")))
+    if told["changes"]:
+        found.append(_counts(told["changes"], ("changed", "answers")))
+    found += ["### Principles", _counts(told["principles"], ("principle", "answers whose note names it"))]
+    return found
+
+
+def _engraved(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("engrave")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    rows = []
+    for name, title, digits in (
+        ("loss", "loss on held-out answers, nats a token", 3),
+        ("ended", "share of its own answers that come to an end", 2),
+        ("words", "words of its own answers, mean", 1),
+    ):
+        if name in told["before"] and name in told["after"]:
+            rows.append([title, *(f"{told[when][name]:.{digits}f}" for when in ("before", "after"))])
+    found = [
+        "## Engraving",
+        f"{told['train_rows']} rows, {told['steps']} steps; {told['held_out_rows']} rows held out.",
+    ]
+    found.append(markdown_table(("measure", "base", "engraved"), rows))
+    answers = zip(told["before"].get("answers", [])[:3], told["after"].get("answers", [])[:3], strict=True)
+    for before, after in answers:
+        lines = [("Asked", before["prompt"]), ("Base", before["text"]), ("Engraved", after["text"])]
+        found.append("\n".join(f"> **{who}:** {' '.join(text.split())}\n>" for who, text in lines).rstrip(">\n"))
+    return found

@@ -1,0 +1,72 @@
+"""The final prompts of a run and how long they are, before anything is generated."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_lifealign.self_align.pipeline import SelfAlign
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """A prompt as the model is to read it.
+
+    Args:
+        name (`str`): what it asks for.
+        text (`str`): the prompt.
+        tokens (`int`): of the base's tokenizer.
+        answer (`int`): most tokens of what is written to it.
+        room (`int`, *optional*): tokens that the model reads; `None` where that is not known.
+    """
+
+    name: str
+    text: str
+    tokens: int
+    answer: int
+    room: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether prompt and answer fit into the context, as far as that is known."""
+        return self.room is None or self.tokens + self.answer <= self.room
+
+
+def shown_prompts(run: "SelfAlign") -> list[ShownPrompt]:
+    """One prompt of each kind, made of the constitution's first seeds."""
+    config, constitution = run.config, run.constitution
+    count = config.prompts.examples
+    seeds, topics = constitution.seeds, constitution.topics
+    kind = topics[0].type
+    longest = max(constitution.seeds, key=len)
+    texts = {
+        "tasks": (run.prompts.tasks(seeds[:count], config.prompts.list_size), config.prompts.max_new_tokens),
+        "topics": (
+            run.prompts.topics(kind, [t.topic for t in topics if t.type == kind][:count], config.prompts.list_size),
+            config.prompts.max_new_tokens,
+        ),
+        "question": (run.prompts.question(kind, topics[0].topic, topics[:count]), 128),
+        "answer with principles": (run.prompts.respond(longest), config.responses.max_new_tokens),
+    }
+    if config.responses.pairs:
+        texts["answer without principles"] = (
+            run.prompts.respond(longest, principles=False),
+            config.responses.max_new_tokens,
+        )
+    room = _room(run)
+    return [
+        ShownPrompt(name, text, len(run.tokenizer(text)["input_ids"]), answer, room)
+        for name, (text, answer) in texts.items()
+    ]
+
+
+def _room(run: "SelfAlign") -> int | None:
+    """Tokens that the base reads; a server's model is not known here."""
+    if run.config.generator.get("backend") == "server":
+        return run.config.generator.get("context")
+    from transformers import AutoConfig
+
+    from hf_lifealign.models import resolve_model
+
+    model = str(run.config.generator.get("model", run.config.model))
+    config: Any = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

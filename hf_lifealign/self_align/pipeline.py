@@ -1,0 +1,213 @@
+"""From written principles to data and an aligned model: the stages in order, each finished once."""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from hf_lifealign._files import sweep
+from hf_lifealign.hub.contents import rows_digest
+from hf_lifealign.self_align.config import ENGRAVE, PROMPTS, RESPONSES, SelfAlignConfig
+from hf_lifealign.self_align.generators.cache import CallCache
+from hf_lifealign.self_align.rendering import Prompts
+from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome, Progress
+from hf_lifealign.self_align.stages.prompts import PromptStage
+from hf_lifealign.self_align.stages.responses import ResponseStage, preference_rows, training_rows
+from hf_lifealign.self_align.store import DROPPED, StageStore, read_lines, write_lines
+from hf_lifealign.strategies.sampling import seeded_generator, share
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hf_lifealign.self_align.generators import Generator
+
+SFT, PREFERENCE = "sft", "preference"
+SPLITS = ("train", "test")
+
+
+class SelfAlign:
+    """
+    Makes a task's data from written principles, and aligns a base with it (SELF-ALIGN, arXiv 2305.03047).
+
+    Stages: `prompts` makes up tasks, `responses` answers them by the principles, `engrave` trains the base on the
+    answers. Each leaves a folder that is whole or not there, and is not run again; a stage that was killed goes on from
+    its kept calls, or its checkpoint, to the same result.
+
+    Args:
+        config ([`SelfAlignConfig`]): the settings.
+        generator ([`Generator`], *optional*): who writes, in place of the one that is set.
+        callbacks (`list`, *optional*): of the trainers.
+        disable_tqdm (`bool`): whether to show no bars.
+
+    Example:
+
+    ```python
+    >>> from hf_lifealign import SelfAlign, SelfAlignConfig
+    >>> run = SelfAlign(SelfAlignConfig("runs/self", model="HuggingFaceTB/SmolLM2-135M-Instruct", preset="compact"))
+    >>> told = run.run()
+    >>> told["responses"]["keep_rate"]
+    ```
+    """
+
+    def __init__(
+        self,
+        config: SelfAlignConfig,
+        generator: "Generator | None" = None,
+        callbacks: Sequence[Any] = (),
+        disable_tqdm: bool = False,
+    ):
+        self.config, self.callbacks, self.disable_tqdm = config, list(callbacks), disable_tqdm
+        self.store = StageStore(Path(config.output_dir).expanduser())
+        self.constitution = config.load_constitution()
+        self.prompts = Prompts(self.constitution, config.preset)
+        self._generator = generator
+        self._calls: CallCache | None = None
+        self._tokenizer: Any = None
+
+    # Who writes, and in which form
+
+    @property
+    def generator(self) -> "Generator":
+        """Who writes; loaded when it is first needed."""
+        if self._generator is None:
+            self._generator = self.config.load_generator()
+        return self._generator
+
+    @property
+    def calls(self) -> CallCache:
+        """The generator with its kept calls."""
+        if self._calls is None:
+            self._calls = CallCache(self.generator, self.store.calls)
+        return self._calls
+
+    @property
+    def tokenizer(self) -> Any:
+        """That of the base."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            from hf_lifealign.models import resolve_model
+
+            self._tokenizer = AutoTokenizer.from_pretrained(resolve_model(self.config.model), trust_remote_code=False)
+        return self._tokenizer
+
+    @property
+    def form(self) -> Prompts | None:
+        """`None` where training rows are messages, else what makes plain texts of them."""
+        given = self.config.conversational
+        messages = bool(self.tokenizer.chat_template) if given is None else given
+        return None if messages else self.prompts
+
+    # Running
+
+    def run(self, from_stage: str | None = None) -> dict[str, dict[str, Any]]:
+        """Runs the stages that are not finished.
+
+        Args:
+            from_stage (`str`, *optional*): this one and all after it are made anew; kept calls are used.
+
+        Returns:
+            `dict`: what each stage told, by its name.
+
+        Raises:
+            ValueError: if a finished stage was made with other settings, or a stage has nothing to work on.
+            GaveUpError: if a stage does not reach its target.
+        """
+        stages = self.config.stages
+        if from_stage is not None:
+            if from_stage not in stages:
+                raise ValueError(f"You set the stage {from_stage!r}. This run has {list(stages)}.")
+            self.store.forget(stages[stages.index(from_stage) :])
+        sweep(self.store.root)
+        made: dict[str, Callable[[dict[str, Any]], None]] = {
+            PROMPTS: self._make_prompts, RESPONSES: self._respond, ENGRAVE: self._engrave,
+        }  # fmt: skip
+        for stage in stages:
+            made_of = self._made_of(stage)
+            if not self.store.finished(stage, made_of):
+                made[stage](made_of)
+        return {stage: self.store.manifest(stage)["told"] for stage in stages}
+
+    def _made_of(self, stage: str) -> dict[str, Any]:
+        """What decides what a stage comes to; every digest in it is of something that lies fixed by now."""
+        told = self.config.decides(stage) | {"constitution": self.constitution.digest()}
+        if stage != ENGRAVE:
+            told["generator"] = self.generator.identity()
+        if stage == RESPONSES:
+            told |= {"prompts": rows_digest(self.store.rows(PROMPTS)), "messages": self.form is None}
+        if stage == ENGRAVE:
+            told |= {"model": self.config.model, "rows": {s: rows_digest(self.data(SFT, s)) for s in SPLITS}}
+        return told
+
+    @contextmanager
+    def _bar(self, stage: str) -> "Iterator[Progress]":
+        """Shows accepted over target, and how long it will take."""
+        with tqdm(desc=stage, disable=self.disable_tqdm, dynamic_ncols=True, unit="row", smoothing=0.1) as bar:
+
+            def tell(accepted: int, target: int) -> None:
+                bar.total = target
+                bar.update(accepted - bar.n)
+
+            yield tell
+
+    def _make_prompts(self, made_of: dict[str, Any]) -> None:
+        with self._bar(PROMPTS) as progress:
+            stage = PromptStage(self.prompts, self.calls, self.config.prompts, self.config.seed, progress)
+            try:
+                outcome = stage.run()
+            except GaveUpError as error:
+                folder = self.store.work(PROMPTS)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_lines(folder / DROPPED, error.outcome.dropped)
+                error.add_note(f"The dropped texts lie in {folder / DROPPED}.")
+                raise
+        self.store.write(PROMPTS, outcome, made_of)
+
+    def _respond(self, made_of: dict[str, Any]) -> None:
+        with self._bar(RESPONSES) as progress:
+            stage = ResponseStage(self.prompts, self.calls, self.config.responses, self.config.seed, progress)
+            outcome = stage.run(self.store.rows(PROMPTS))
+        if len(outcome.rows) < 2:
+            raise ValueError(
+                f"Of {outcome.told['asked']} tasks {len(outcome.rows)} have an answer that can be kept; dropped: "
+                f"{outcome.told['reasons']}. At least 2 are needed. Set another generator, or more prompts."
+            )
+        held_out = self._held_out(outcome)
+
+        def fill(folder: Path) -> None:
+            for name, make in ((SFT, training_rows), (PREFERENCE, preference_rows)):
+                (folder / name).mkdir()
+                for split in SPLITS:
+                    rows = [row for i, row in enumerate(outcome.rows) if (i in held_out) == (split == "test")]
+                    write_lines(folder / name / f"{split}.jsonl", make(rows, self.form))
+
+        self.store.write(RESPONSES, outcome, made_of, fill)
+
+    def _held_out(self, outcome: Outcome) -> set[int]:
+        """Numbers of rows that are not trained on: the same share of pairs, and of what is none."""
+        draws = seeded_generator(self.config.seed, "held out")
+        found: set[int] = set()
+        for paired in (True, False):
+            places = [i for i, row in enumerate(outcome.rows) if ("rejected" in row) == paired]
+            found |= {int(i) for i in draws.permutation(places)[: share(len(places), self.config.held_out)]}
+        return found if len(found) < len(outcome.rows) else set(list(found)[1:])
+
+    def _engrave(self, made_of: dict[str, Any]) -> None:
+        from hf_lifealign.self_align.stages.engrave import EngraveStage
+
+        assert self.config.engrave is not None
+        stage = EngraveStage(
+            self.config.model, self.config.engrave, self.store.work(ENGRAVE), self.config.seed, self.tokenizer,
+            self.callbacks,
+        )  # fmt: skip
+        outcome = stage.run(*(self.data(SFT, split) for split in SPLITS))
+        self.store.write(ENGRAVE, outcome, made_of, stage.save)
+        stage.clear()
+
+    # What came of it
+
+    def data(self, kind: str, split: str) -> list[dict[str, Any]]:
+        """Rows that TRL trains on: `"sft"` or `"preference"`, `"train"` or `"test"`."""
+        return read_lines(self.store.folder(RESPONSES) / kind / f"{split}.jsonl")

@@ -1,0 +1,130 @@
+"""Stage 3: the answers are engraved into the base, which gives them from now on without principles, examples and notes
+(SELF-ALIGN, arXiv 2305.03047, section 3.3): supervised fine-tuning by TRL, with LoRA or any other adapter of PEFT."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from hf_lifealign._files import read_json, remove_folder, write_json
+from hf_lifealign._recipes import build
+from hf_lifealign.self_align.generators.local import TransformersGenerator
+from hf_lifealign.self_align.generators.protocol import Sampling, plan_calls
+from hf_lifealign.self_align.stages.outcome import Outcome
+
+if TYPE_CHECKING:
+    from hf_lifealign.self_align.config import EngraveSettings
+
+# As published, but for the batch and the warm-up, which were made for 258,878 rows.
+ADAPTER: dict[str, Any] = {
+    "type": "lora", "r": 16, "lora_alpha": 16, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}  # fmt: skip
+TRAINING: dict[str, Any] = {
+    "learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 10,
+    "logging_steps": 5,
+}  # fmt: skip
+_BEFORE = "before.json"
+
+
+class EngraveStage:
+    """Trains the base on answers, and measures how much likelier it finds held-out ones.
+
+    Args:
+        model (`str`): the base, as it is loaded by transformers.
+        settings ([`EngraveSettings`]): how.
+        work (`Path`): folder for checkpoints.
+        seed (`int`): of the adapter and of the order of rows.
+        tokenizer (*optional*): the base's own by default.
+        callbacks (`list`, *optional*): of the trainer.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        settings: "EngraveSettings",
+        work: Path,
+        seed: int = 0,
+        tokenizer: Any = None,
+        callbacks: Sequence[Any] = (),
+    ):
+        self.model, self.settings, self.work, self.seed = model, settings, work, seed
+        self.tokenizer, self.callbacks = tokenizer, list(callbacks)
+        self.trainer: Any = None
+
+    def run(self, train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> Outcome:
+        """Trains; `told` holds the loss on the held-out rows before and after, in nats a token, and how answers to
+        their prompts end. The adapter is [`EngraveStage.save`]d afterwards.
+
+        Args:
+            train, test (`list[dict]`): `prompt` and `completion`, of [`training_rows`].
+        """
+        from hf_lifealign.lifelong.phases import latest_checkpoint, phase_logs
+
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.trainer = trainer = self._build(train, test)
+        before = self.work / _BEFORE
+        if not before.is_file():
+            write_json(before, self._measured(test))
+        checkpoint = latest_checkpoint(self.work, trainer.is_world_process_zero())
+        trainer.train(resume_from_checkpoint=checkpoint)
+        told = {
+            "train_rows": len(train),
+            "held_out_rows": len(test),
+            "steps": trainer.state.global_step,
+            "before": read_json(before),
+            "after": self._measured(test),
+            "logs": [entry for entry in phase_logs(trainer) if "loss" in entry],
+        }
+        return Outcome(told=told)
+
+    def save(self, folder: Path) -> None:
+        """Writes adapter and tokenizer into a folder."""
+        self.trainer.model.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
+        self.trainer.processing_class.save_pretrained(str(folder))
+
+    def clear(self) -> None:
+        """Removes the checkpoints of what is finished."""
+        remove_folder(self.work)
+
+    def _build(self, train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> Any:
+        import torch
+        from transformers import set_seed
+        from trl import SFTConfig, SFTTrainer
+
+        from hf_lifealign.lifelong.phases import CheckpointSeal
+        from hf_lifealign.lifelong.recipe import build_adapter
+        from hf_lifealign.models import resolve_model
+
+        plain = {} if torch.cuda.is_available() else {"bf16": False, "gradient_checkpointing": False}
+        fixed = {
+            "output_dir": str(self.work), "save_strategy": "steps", "save_steps": self.settings.checkpoint_steps,
+            "save_total_limit": 2, "seed": self.seed, "report_to": [], "eval_strategy": "no", "push_to_hub": False,
+        }  # fmt: skip
+        args = build(SFTConfig, TRAINING | plain | self.settings.training, "engrave.training", **fixed)
+        adapter = build_adapter({"type": "lora"} | self.settings.adapter if self.settings.adapter else ADAPTER)
+        set_seed(self.seed)  # the adapter is drawn
+        return SFTTrainer(
+            resolve_model(self.model), args=args, train_dataset=Dataset.from_list(list(train)),
+            eval_dataset=Dataset.from_list(list(test)), peft_config=adapter, processing_class=self.tokenizer,
+            callbacks=[CheckpointSeal(), *self.callbacks],
+        )  # fmt: skip
+
+    def _measured(self, test: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The loss on held-out answers, and what the model itself answers to their prompts."""
+        told: dict[str, Any] = {"loss": self.trainer.evaluate()["eval_loss"]}
+        prompts = [row["prompt"] for row in test][: self.settings.answers]
+        if not prompts:
+            return told
+        chat = not isinstance(prompts[0], str)
+        texts = [prompt[0]["content"] if chat else prompt for prompt in prompts]
+        generator = TransformersGenerator(self.trainer.model, self.trainer.processing_class, batch_size=8, chat=chat)
+        sampling = Sampling(temperature=0.0, max_new_tokens=128)
+        made = [each for call in plan_calls(texts, sampling, 0, 8) for each in generator.generate(call)]
+        return told | {
+            "ended": sum(each.finished for each in made) / len(made),
+            "words": sum(len(each.text.split()) for each in made) / len(made),
+            "answers": [{"prompt": text} | asdict(each) for text, each in zip(texts, made, strict=True)],
+        }
