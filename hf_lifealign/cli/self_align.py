@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 _SELF_ALIGN = """\
 Make tasks, answer them by written principles, and engrave the answers into a base model (SELF-ALIGN): stages prompts,
-responses and engrave, of which each leaves a folder with its rows, what was dropped and why, and a manifest. A run that
-was interrupted goes on when the same command is given again; no call that was made is made twice.
+responses, engrave, and where the recipe asks for it cloning and refine. Each leaves a folder with its rows, what was
+dropped and why, and a manifest. A run that was interrupted goes on when the same command is given again; no call that
+was made is made twice.
 """
 
 _SELF_ALIGN_EPILOG = """\
@@ -54,10 +55,12 @@ def self_align(args: argparse.Namespace) -> int:
     prompts, responses = (len(run.store.rows(stage)) for stage in ("prompts", "responses"))
     print(f"Tasks:   {prompts}")
     print(f"Answers: {responses} ({100 * told['responses']['keep_rate']:.1f} % kept)")
-    if "engrave" in told:
-        before, after = (told["engrave"][when]["loss"] for when in ("before", "after"))
-        print(f"Loss on held-out answers: {before:.3f} before, {after:.3f} after")
-        print(f"Adapter: {run.store.folder('engrave')}")
+    for stage in ("engrave", "refine"):
+        if stage in told:
+            before, after = (told[stage][when]["loss"] for when in ("before", "after"))
+            print(
+                f"Adapter: {run.store.folder(stage)} (loss on held-out answers {before:.3f} before, {after:.3f} after)"
+            )
     print(f"Rows:    {run.store.folder('responses') / 'sft'}, {run.store.folder('responses') / 'preference'}")
     print(f"Report:  {report}")
     return 0

@@ -29,7 +29,14 @@ def write_self_align_report(root: Path, manifests: Mapping[str, Mapping[str, Any
     for name, title, counts in _bars(manifests):
         _draw(root / f"{name}.png", title, counts)
         pictures.append(name)
-    parts = ["# Aligned by principles", _SCALE, *_prompts(manifests), *_responses(manifests), *_engraved(manifests)]
+    parts = [
+        "# Aligned by principles",
+        _SCALE,
+        *_prompts(manifests),
+        *_responses(manifests),
+        *_trained(manifests, "engrave", "Engraving"),
+    ]
+    parts += [*_cloned(manifests), *_trained(manifests, "refine", "Refinement")]
     parts += [f"![{name.replace('-', ' ')}]({name}.png)" for name in pictures]
     write_text(root / DOCUMENT, "\n\n".join(parts) + "\n")
     return root / DOCUMENT
@@ -115,26 +122,43 @@ def _responses(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _engraved(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    manifest = manifests.get("engrave")
+def _cloned(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("cloning")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    words, before = (sorted(m["told"]["words"]) for m in (manifest, manifests["responses"]))
+    rows = [
+        ["tasks that were answered", str(told["asked"])],
+        ["answers that were kept", f"{told['kept']} ({100 * told['keep_rate']:.1f} %)"],
+        ["words of an answer by principles (median)", str(before[len(before) // 2])],
+        ["words of an answer at length (median)", str(words[len(words) // 2])],
+    ]
+    found = ["## Answers at length", markdown_table(("figure", "value"), rows, left=2)]
+    if manifest["reasons"]:
+        found.append(_counts(manifest["reasons"], ("dropped", "answers")))
+    return found
+
+
+def _trained(manifests: Mapping[str, Mapping[str, Any]], stage: str, title: str) -> list[str]:
+    manifest = manifests.get(stage)
     if manifest is None:
         return []
     told = manifest["told"]
     rows = []
-    for name, title, digits in (
+    for name, what, digits in (
         ("loss", "loss on held-out answers, nats a token", 3),
         ("ended", "share of its own answers that come to an end", 2),
         ("words", "words of its own answers, mean", 1),
     ):
         if name in told["before"] and name in told["after"]:
-            rows.append([title, *(f"{told[when][name]:.{digits}f}" for when in ("before", "after"))])
-    found = [
-        "## Engraving",
-        f"{told['train_rows']} rows, {told['steps']} steps; {told['held_out_rows']} rows held out.",
-    ]
-    found.append(markdown_table(("measure", "base", "engraved"), rows))
+            rows.append([what, *(f"{told[when][name]:.{digits}f}" for when in ("before", "after"))])
+    found = [f"## {title}", f"{told['train_rows']} rows, {told['steps']} steps; {told['held_out_rows']} rows held out."]
+    if told["cut_away"]:
+        found.append(f"**{told['cut_away']} rows have a prompt that fills max_length; nothing was learnt from them.**")
+    found.append(markdown_table(("measure", "base", "trained"), rows))
     answers = zip(told["before"].get("answers", [])[:3], told["after"].get("answers", [])[:3], strict=True)
     for before, after in answers:
-        lines = [("Asked", before["prompt"]), ("Base", before["text"]), ("Engraved", after["text"])]
+        lines = [("Asked", before["prompt"]), ("Base", before["text"]), ("Trained", after["text"])]
         found.append("\n".join(f"> **{who}:** {' '.join(text.split())}\n>" for who, text in lines).rstrip(">\n"))
     return found

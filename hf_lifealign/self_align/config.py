@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ from hf_lifealign.self_align.stages.responses import ResponseSettings
 if TYPE_CHECKING:
     from hf_lifealign.self_align.generators import Generator
 
-PROMPTS, RESPONSES, ENGRAVE = "prompts", "responses", "engrave"
-STAGES = (PROMPTS, RESPONSES, ENGRAVE)
+PROMPTS, RESPONSES, ENGRAVE, CLONING, REFINE = "prompts", "responses", "engrave", "cloning", "refine"
+STAGES = (PROMPTS, RESPONSES, ENGRAVE, CLONING, REFINE)
+METHODS = ("verbose_cloning",)
 
 _KEYS = {
     "model": "the base that is aligned: Hub id, local folder or embedded:NAME",
@@ -27,7 +28,8 @@ _KEYS = {
     "generator": "who writes: backend (transformers or server) and its options; the base itself by default",
     "prompts": "settings of stage 1",
     "responses": "settings of stage 2",
-    "engrave": "settings of stage 3; null leaves it out",
+    "engrave": "settings of stage 3; null leaves it and stage 4 out",
+    "refine": "settings of stage 4; null leaves it out",
     "conversational": "whether training rows are messages",
     "held_out": "share of the rows that is not trained on",
 }
@@ -61,6 +63,36 @@ class EngraveSettings:
 
 
 @dataclass(frozen=True)
+class RefineSettings(EngraveSettings):
+    """How the engraved model is refined: it answers all tasks at length, and the base learns these answers instead.
+
+    Args:
+        adapter, training, checkpoint_steps, answers: as of [`EngraveSettings`].
+        method (`str`): `"verbose_cloning"`.
+        temperature, top_p (`float`): of the drawing, as published.
+        max_new_tokens (`int`): of an answer, as published.
+        no_repeat_ngram_size (`int`): no run of so many tokens comes twice in an answer. Published are penalties on
+            n-grams of sizes that are not told.
+        behaviour (`str`), least_words (`int`): see [`AnswerReader`].
+    """
+
+    method: str = METHODS[0]
+    temperature: float = 0.3
+    top_p: float = 0.7
+    max_new_tokens: int = 512
+    no_repeat_ngram_size: int = 6
+    behaviour: str = "safe"
+    least_words: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(
+                f"You set method={self.method!r} of the stage 'refine'. It has to be one of {list(METHODS)}."
+            )
+
+
+@dataclass(frozen=True)
 class SelfAlignConfig:
     """Settings of a run of SELF-ALIGN.
 
@@ -74,6 +106,7 @@ class SelfAlignConfig:
             [`ServerGenerator`]; the base itself by default.
         prompts ([`PromptSettings`]), responses ([`ResponseSettings`]): of the first two stages.
         engrave ([`EngraveSettings`], *optional*): of the third; `None` ends with the data.
+        refine ([`RefineSettings`], *optional*): of the fourth; `None` ends with the engraved model.
         conversational (`bool`, *optional*): whether training rows are messages, or plain texts in the form of the
             template `engraved`. By default they are messages where the base's tokenizer has a chat template.
         held_out (`float`): share of the rows that is not trained on.
@@ -91,6 +124,7 @@ class SelfAlignConfig:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     responses: ResponseSettings = field(default_factory=ResponseSettings)
     engrave: EngraveSettings | None = field(default_factory=EngraveSettings)
+    refine: RefineSettings | None = None
     conversational: bool | None = None
     held_out: float = 0.1
 
@@ -101,6 +135,8 @@ class SelfAlignConfig:
             raise ValueError("You set an empty output_dir or model. Name a folder, and the base that is aligned.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"You set held_out={self.held_out}. It has to lie in (0, 1).")
+        if self.refine is not None and self.engrave is None:
+            raise ValueError("You set refine, and engrave is null: there is no engraved model to refine. Set both.")
         backend = self.generator.get("backend", _BACKENDS[0])
         if backend not in _BACKENDS:
             raise ValueError(
@@ -110,7 +146,7 @@ class SelfAlignConfig:
     @property
     def stages(self) -> tuple[str, ...]:
         """Those that the run has, in order."""
-        return STAGES if self.engrave is not None else STAGES[:2]
+        return STAGES[: 2 if self.engrave is None else 3 if self.refine is None else 5]
 
     def load_constitution(self) -> Constitution:
         """The constitution that is set."""
@@ -143,7 +179,13 @@ class SelfAlignConfig:
         if stage == RESPONSES:
             told = asdict(self.responses) | {"held_out": self.held_out}
             return {"settings": told, "seed": self.seed, "preset": self.preset}
-        return {"settings": {} if self.engrave is None else asdict(self.engrave), "seed": self.seed}
+        own = self.engrave if stage == ENGRAVE else self.refine
+        settings = {} if own is None else asdict(own)
+        if stage in (CLONING, REFINE):
+            # one makes rows and the other trains on them: settings of the one do not undo the other
+            trains = {each.name for each in fields(EngraveSettings)}
+            settings = {key: value for key, value in settings.items() if (key in trains) == (stage == REFINE)}
+        return {"settings": settings, "seed": self.seed} | ({"held_out": self.held_out} if stage == CLONING else {})
 
     def limited(self, prompts: int) -> "SelfAlignConfig":
         """The same for so many prompts, of both kinds in the same proportion.
@@ -187,5 +229,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), output_dir: str
     content["responses"] = build(ResponseSettings, content.get("responses"), "responses")
     if content.get("engrave", {}) is not None:
         content["engrave"] = build(EngraveSettings, content.get("engrave"), "engrave")
+    if content.get("refine") is not None:
+        content["refine"] = build(RefineSettings, content["refine"], "refine")
     content["generator"] = content.get("generator") or {}
     return SelfAlignConfig(output_dir=str(folder), **content)

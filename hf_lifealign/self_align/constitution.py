@@ -15,7 +15,7 @@ from hf_lifealign._resources import resource_path
 
 T = TypeVar("T")
 
-TEMPLATES = ("tasks", "topics", "questions", "respond", "respond_compact", "respond_plain", "engraved")
+TEMPLATES = ("tasks", "topics", "questions", "respond", "respond_compact", "respond_plain", "engraved", "at_length")
 _FILES = ("principles", "exemplars", "seeds", "topics")
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,18 @@ from tqdm.auto import tqdm
 
 from hf_lifealign._files import sweep
 from hf_lifealign.hub.contents import rows_digest
-from hf_lifealign.self_align.config import ENGRAVE, PROMPTS, RESPONSES, SelfAlignConfig
+from hf_lifealign.self_align.config import (
+    CLONING,
+    ENGRAVE,
+    PROMPTS,
+    REFINE,
+    RESPONSES,
+    EngraveSettings,
+    SelfAlignConfig,
+)
 from hf_lifealign.self_align.generators.cache import CallCache
 from hf_lifealign.self_align.rendering import Prompts
+from hf_lifealign.self_align.stages.cloning import CloneStage, cloning_rows
 from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome, Progress
 from hf_lifealign.self_align.stages.prompts import PromptStage
 from hf_lifealign.self_align.stages.responses import ResponseStage, preference_rows, training_rows
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
 
 SFT, PREFERENCE = "sft", "preference"
 SPLITS = ("train", "test")
+# The stage whose rows a stage trains on.
+_TRAINED_ON = {ENGRAVE: RESPONSES, REFINE: CLONING}
 
 
 class SelfAlign:
@@ -32,12 +44,14 @@ class SelfAlign:
     Makes a task's data from written principles, and aligns a base with it (SELF-ALIGN, arXiv 2305.03047).
 
     Stages: `prompts` makes up tasks, `responses` answers them by the principles, `engrave` trains the base on the
-    answers. Each leaves a folder that is whole or not there, and is not run again; a stage that was killed goes on from
+    answers; where `refine` is set, `cloning` lets the engraved model answer at length, and `refine` trains the base on
+    that. Each leaves a folder that is whole or not there, and is not run again; a stage that was killed goes on from
     its kept calls, or its checkpoint, to the same result.
 
     Args:
         config ([`SelfAlignConfig`]): the settings.
         generator ([`Generator`], *optional*): who writes, in place of the one that is set.
+        engraved_generator ([`Generator`], *optional*): who answers at length, in place of the engraved model.
         callbacks (`list`, *optional*): of the trainers.
         disable_tqdm (`bool`): whether to show no bars.
 
@@ -55,6 +69,7 @@ class SelfAlign:
         self,
         config: SelfAlignConfig,
         generator: "Generator | None" = None,
+        engraved_generator: "Generator | None" = None,
         callbacks: Sequence[Any] = (),
         disable_tqdm: bool = False,
     ):
@@ -62,7 +77,7 @@ class SelfAlign:
         self.store = StageStore(Path(config.output_dir).expanduser())
         self.constitution = config.load_constitution()
         self.prompts = Prompts(self.constitution, config.preset)
-        self._generator = generator
+        self._generator, self._engraved = generator, engraved_generator
         self._calls: CallCache | None = None
         self._tokenizer: Any = None
 
@@ -81,6 +96,23 @@ class SelfAlign:
         if self._calls is None:
             self._calls = CallCache(self.generator, self.store.calls)
         return self._calls
+
+    @property
+    def engraved_generator(self) -> "Generator":
+        """The engraved model, as one who writes."""
+        if self._engraved is None:
+            from peft import PeftModel
+            from transformers import AutoModelForCausalLM
+
+            import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
+            from hf_lifealign.models import resolve_model
+            from hf_lifealign.self_align.generators import TransformersGenerator
+
+            base = AutoModelForCausalLM.from_pretrained(resolve_model(self.config.model), trust_remote_code=False)
+            model: Any = PeftModel.from_pretrained(base, str(self.store.folder(ENGRAVE)))
+            size = self.config.generator.get("batch_size", 16)
+            self._engraved = TransformersGenerator(model, self.tokenizer, size, chat=self.form is None)
+        return self._engraved
 
     @property
     def tokenizer(self) -> Any:
@@ -122,7 +154,8 @@ class SelfAlign:
             self.store.forget(stages[stages.index(from_stage) :])
         sweep(self.store.root)
         made: dict[str, Callable[[dict[str, Any]], None]] = {
-            PROMPTS: self._make_prompts, RESPONSES: self._respond, ENGRAVE: self._engrave,
+            PROMPTS: self._make_prompts, RESPONSES: self._respond, ENGRAVE: self._engrave, CLONING: self._clone,
+            REFINE: self._refine,
         }  # fmt: skip
         for stage in stages:
             made_of = self._made_of(stage)
@@ -133,12 +166,15 @@ class SelfAlign:
     def _made_of(self, stage: str) -> dict[str, Any]:
         """What decides what a stage comes to; every digest in it is of something that lies fixed by now."""
         told = self.config.decides(stage) | {"constitution": self.constitution.digest()}
-        if stage != ENGRAVE:
+        if stage in (PROMPTS, RESPONSES):
             told["generator"] = self.generator.identity()
-        if stage == RESPONSES:
+        if stage in (RESPONSES, CLONING):
             told |= {"prompts": rows_digest(self.store.rows(PROMPTS)), "messages": self.form is None}
-        if stage == ENGRAVE:
-            told |= {"model": self.config.model, "rows": {s: rows_digest(self.data(SFT, s)) for s in SPLITS}}
+        if stage == CLONING:
+            told["generator"] = self.engraved_generator.identity()
+        if stage in (ENGRAVE, REFINE):
+            rows = {split: rows_digest(self.data(SFT, split, _TRAINED_ON[stage])) for split in SPLITS}
+            told |= {"model": self.config.model, "rows": rows}
         return told
 
     @contextmanager
@@ -169,21 +205,46 @@ class SelfAlign:
         with self._bar(RESPONSES) as progress:
             stage = ResponseStage(self.prompts, self.calls, self.config.responses, self.config.seed, progress)
             outcome = stage.run(self.store.rows(PROMPTS))
-        if len(outcome.rows) < 2:
-            raise ValueError(
-                f"Of {outcome.told['asked']} tasks {len(outcome.rows)} have an answer that can be kept; dropped: "
-                f"{outcome.told['reasons']}. At least 2 are needed. Set another generator, or more prompts."
-            )
+        self._refuse_too_few(outcome, outcome.told["reasons"])
         held_out = self._held_out(outcome)
 
         def fill(folder: Path) -> None:
             for name, make in ((SFT, training_rows), (PREFERENCE, preference_rows)):
-                (folder / name).mkdir()
-                for split in SPLITS:
-                    rows = [row for i, row in enumerate(outcome.rows) if (i in held_out) == (split == "test")]
-                    write_lines(folder / name / f"{split}.jsonl", make(rows, self.form))
+                self._split(folder / name, held_out, outcome, partial(make, prompts=self.form))
 
         self.store.write(RESPONSES, outcome, made_of, fill)
+
+    def _clone(self, made_of: dict[str, Any]) -> None:
+        assert self.config.refine is not None
+        messages = self.form is None
+        calls = CallCache(self.engraved_generator, self.store.calls)
+        with self._bar(CLONING) as progress:
+            stage = CloneStage(self.prompts, calls, self.config.refine, messages, self.config.seed, progress)
+            outcome = stage.run(self.store.rows(PROMPTS))
+        self._refuse_too_few(outcome, outcome.reasons())
+        held_out = self._held_out(outcome)
+
+        def fill(folder: Path) -> None:
+            make = partial(cloning_rows, prompts=self.prompts, messages=messages)
+            self._split(folder / SFT, held_out, outcome, make)
+
+        self.store.write(CLONING, outcome, made_of, fill)
+
+    @staticmethod
+    def _refuse_too_few(outcome: Outcome, reasons: dict[str, int]) -> None:
+        if len(outcome.rows) < 2:
+            raise ValueError(
+                f"Of {outcome.told['asked']} tasks {len(outcome.rows)} have an answer that can be kept; dropped: "
+                f"{reasons}. At least 2 are needed. Set another generator, or more prompts."
+            )
+
+    @staticmethod
+    def _split(folder: Path, held_out: set[int], outcome: Outcome, make: Callable[..., list[dict[str, Any]]]) -> None:
+        """Writes rows for TRL, those that are held out apart."""
+        folder.mkdir()
+        for split in SPLITS:
+            rows = [row for i, row in enumerate(outcome.rows) if (i in held_out) == (split == "test")]
+            write_lines(folder / f"{split}.jsonl", make(rows))
 
     def _held_out(self, outcome: Outcome) -> set[int]:
         """Numbers of rows that are not trained on: the same share of pairs, and of what is none."""
@@ -195,19 +256,25 @@ class SelfAlign:
         return found if len(found) < len(outcome.rows) else set(list(found)[1:])
 
     def _engrave(self, made_of: dict[str, Any]) -> None:
+        assert self.config.engrave is not None
+        self._train(ENGRAVE, self.config.engrave, made_of)
+
+    def _refine(self, made_of: dict[str, Any]) -> None:
+        assert self.config.refine is not None
+        self._train(REFINE, self.config.refine, made_of)
+
+    def _train(self, name: str, settings: EngraveSettings, made_of: dict[str, Any]) -> None:
         from hf_lifealign.self_align.stages.engrave import EngraveStage
 
-        assert self.config.engrave is not None
-        stage = EngraveStage(
-            self.config.model, self.config.engrave, self.store.work(ENGRAVE), self.config.seed, self.tokenizer,
-            self.callbacks,
-        )  # fmt: skip
-        outcome = stage.run(*(self.data(SFT, split) for split in SPLITS))
-        self.store.write(ENGRAVE, outcome, made_of, stage.save)
+        work, config = self.store.work(name), self.config
+        stage = EngraveStage(config.model, settings, work, config.seed, self.tokenizer, self.callbacks)
+        outcome = stage.run(*(self.data(SFT, split, _TRAINED_ON[name]) for split in SPLITS))
+        self.store.write(name, outcome, made_of, stage.save)
         stage.clear()
 
     # What came of it
 
-    def data(self, kind: str, split: str) -> list[dict[str, Any]]:
-        """Rows that TRL trains on: `"sft"` or `"preference"`, `"train"` or `"test"`."""
-        return read_lines(self.store.folder(RESPONSES) / kind / f"{split}.jsonl")
+    def data(self, kind: str, split: str, stage: str = RESPONSES) -> list[dict[str, Any]]:
+        """Rows that TRL trains on: `"sft"` or `"preference"`, `"train"` or `"test"`, of the stage `responses` or
+        `cloning`."""
+        return read_lines(self.store.folder(stage) / kind / f"{split}.jsonl")

@@ -75,6 +75,11 @@ class Prompts:
         chat template."""
         return self._render("engraved", {"request": request, "request_mark": REQUEST, "reply_mark": REPLY})
 
+    def at_length(self, request: str, message: bool) -> str:
+        """Asks an engraved model to answer at length: in a user's message, or in the form of [`Prompts.engraved`]."""
+        told = self._render("at_length", {})
+        return f"{told}\n\n{request if message else self.engraved(request)}"
+
     def _render(self, name: str, values: Mapping[str, Any]) -> str:
         return rendered(name, self._templates[name], values)
 

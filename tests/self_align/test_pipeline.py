@@ -14,19 +14,20 @@ import yaml
 from datasets import load_dataset
 from peft import PeftModel
 from support.openai_server import OpenAIServer
-from support.self_align import obedient
+from support.self_align import at_length, obedient
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import TrainerCallback
 
 from hf_lifealign import SelfAlign, SelfAlignConfig, TaskStream
-from hf_lifealign.self_align.config import EngraveSettings, read_config
+from hf_lifealign.report.self_align import write_self_align_report
+from hf_lifealign.self_align.config import STAGES, EngraveSettings, RefineSettings, read_config
 from hf_lifealign.self_align.generators import Call, Generation, ScriptedGenerator
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
 from hf_lifealign.self_align.stages.outcome import GaveUpError
 from hf_lifealign.self_align.stages.prompts import PromptSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINING = {"per_device_train_batch_size": 4, "max_length": 128, "logging_steps": 1, "disable_tqdm": True}
+TRAINING = {"per_device_train_batch_size": 4, "max_length": 384, "logging_steps": 1, "disable_tqdm": True}
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 
 
@@ -34,6 +35,7 @@ def config(folder: Path, base: str, **given: Any) -> SelfAlignConfig:
     settings: dict[str, Any] = {
         "prompts": PromptSettings(self_instruct=12, red_team=8),
         "engrave": EngraveSettings(ADAPTER, TRAINING, checkpoint_steps=2, answers=2),
+        "refine": RefineSettings(ADAPTER, TRAINING, checkpoint_steps=2, answers=2),
         "preset": "compact",
     }
     return SelfAlignConfig(str(folder), base, **(settings | given))
@@ -46,21 +48,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_of(folder: Path, base: str, callbacks: Any = (), writer: Any = None, **given: Any) -> SelfAlign:
     made = writer or ScriptedGenerator(obedient, batch_size=4)
-    return SelfAlign(config(folder, base, **given), made, callbacks, disable_tqdm=True)
+    if given.get("engrave", True) is None:
+        given["refine"] = None
+    verbose = ScriptedGenerator(at_length, name="engraved", batch_size=4)
+    return SelfAlign(config(folder, base, **given), made, verbose, callbacks, disable_tqdm=True)
 
 
 def files(root: Path) -> dict[str, bytes]:
     return {
         path.relative_to(root).as_posix(): path.read_bytes()
         for path in sorted(root.rglob("*"))
-        if path.is_file() and path.parts[len(root.parts)] in ("prompts", "responses", "engrave")
+        if path.is_file() and path.parts[len(root.parts)] in STAGES
     }
 
 
 def test_what_the_stages_leave(tmp_path: Path, base: str) -> None:
     run = run_of(tmp_path / "run", base)
     told = run.run()
-    assert list(told) == ["prompts", "responses", "engrave"]
+    assert list(told) == list(STAGES)
     assert told["prompts"]["self_instruct"]["accepted"] == 12
     assert told["responses"]["keep_rate"] == 1.0
     assert told["responses"]["principles"]["informative"] == 20
@@ -83,11 +88,41 @@ def test_what_the_stages_leave(tmp_path: Path, base: str) -> None:
     assert loaded.peft_config["default"].peft_type == "LORA"
     assert not (tmp_path / "run" / "engrave" / "README.md").exists()
     assert not (tmp_path / "run" / "work" / "engrave").exists()
+    cloned = told["cloning"]
+    assert (cloned["asked"], cloned["kept"], cloned["words"]) == (20, 17, [9] * 17)
+    assert run.store.manifest("cloning")["reasons"] == {"unfinished": 3}
+    asked = [row["prompt"][0]["content"] for row in run.data("sft", "train", "cloning")]
+    plain = {row["prompt"] for row in run.store.rows("prompts")}
+    assert 6 <= sum(text in plain for text in asked) <= 9, "every second one asks as users do"
+    assert all("at length" in text for text in asked if text not in plain)
+    assert (told["engrave"]["cut_away"], told["refine"]["cut_away"]) == (0, 0)
+    assert told["refine"]["after"]["loss"] < told["refine"]["before"]["loss"]
     again = run_of(tmp_path / "run", base)
     before = files(tmp_path / "run")
     assert again.run() == told
     assert again.calls.made == 0
     assert files(tmp_path / "run") == before
+
+
+def test_rows_that_are_cut_away_are_told(tmp_path: Path, base: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = run_of(tmp_path, base, engrave=None)
+    data.run()
+    asked = [row["prompt"] for split in ("train", "test") for row in data.data("sft", split)]
+    lengths = [len(tiny_tokenizer().apply_chat_template(p, add_generation_prompt=True)["input_ids"]) for p in asked]
+    assert min(lengths) < max(lengths)
+
+    def tight(room: int) -> SelfAlign:
+        settings = EngraveSettings(ADAPTER, TRAINING | {"max_length": room}, answers=0)
+        return run_of(tmp_path, base, engrave=settings, refine=None)
+
+    with pytest.raises(ValueError, match=f"max_length={min(lengths)}, which the prompts of all rows"):
+        tight(min(lengths)).run()
+    run = tight(max(lengths))
+    told = run.run()["engrave"]
+    assert told["cut_away"] == lengths.count(max(lengths)) == 20 - told["train_rows"] - told["held_out_rows"]
+    assert f"{told['cut_away']} have a prompt that fills max_length={max(lengths)}" in caplog.text
+    report = write_self_align_report(tmp_path, {stage: run.store.manifest(stage) for stage in STAGES[:3]})
+    assert f"**{told['cut_away']} rows have a prompt" in report.read_text()
 
 
 def test_plain_texts_where_there_is_no_chat_template(tmp_path: Path, base: str) -> None:
@@ -119,11 +154,11 @@ class Mortal(ScriptedGenerator):
 
 
 class Killer(TrainerCallback):
-    def __init__(self, at: int):
-        self.at = at
+    def __init__(self, stage: str, at: int):
+        self.stage, self.at = stage, at
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.at:
+        if Path(args.output_dir).name == self.stage and state.global_step == self.at:
             raise KeyboardInterrupt
 
 
@@ -134,17 +169,31 @@ def test_a_kill_at_any_point_changes_nothing(tmp_path: Path, base: str) -> None:
     for _ in range((calls - 1) // 3):
         with pytest.raises(KeyboardInterrupt):
             run_of(tmp_path / "killed", base, writer=Mortal(3), engrave=None).run()
-    for at in (0, 1, 3, 4):
+    for stage, at in (("engrave", 0), ("engrave", 3), ("refine", 1), ("refine", 3)):
         with pytest.raises(KeyboardInterrupt):
-            run_of(tmp_path / "killed", base, callbacks=[Killer(at)]).run()
+            run_of(tmp_path / "killed", base, callbacks=[Killer(stage, at)]).run()
     last = run_of(tmp_path / "killed", base)
     last.run()
     assert last.calls.made == 0
-    assert len(list((tmp_path / "killed" / "calls").rglob("*.json"))) == calls, "none was made twice"
+    assert len(list((tmp_path / "killed" / "calls").rglob("*.json"))) == calls + 5, "none was made twice"
     found = files(tmp_path / "killed")
     assert set(found) == set(expected)
     for name, content in expected.items():
         assert found[name] == content, name
+
+
+def test_the_engraved_model_itself_is_asked(tmp_path: Path, base: str) -> None:
+    """What a tiny random one says is not kept; what was made before stays."""
+    run = SelfAlign(config(tmp_path, base), ScriptedGenerator(obedient, batch_size=4), disable_tqdm=True)
+    run.config = replace(run.config, refine=RefineSettings(ADAPTER, TRAINING, max_new_tokens=8, least_words=5))
+    with pytest.raises(ValueError, match=r"Of 20 tasks 0 have an answer.*unfinished"):
+        run.run()
+    assert (tmp_path / "engrave" / "manifest.json").is_file()
+    assert not (tmp_path / "cloning").exists()
+    plain = SelfAlign(replace(config(tmp_path, base), refine=None), ScriptedGenerator(obedient, batch_size=4))
+    assert list(plain.run()) == list(STAGES[:3])
+    identity = run.engraved_generator.identity()
+    assert identity != plain.config.load_generator().identity()
 
 
 def test_a_stage_is_made_anew_with_all_after_it(tmp_path: Path, base: str) -> None:
@@ -159,8 +208,8 @@ def test_a_stage_is_made_anew_with_all_after_it(tmp_path: Path, base: str) -> No
     after = files(tmp_path)
     assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"responses"}
     assert hotter.calls.made == 10, "answers to 20 tasks, with and without principles; the same rows, so weights"
-    with pytest.raises(ValueError, match="'refine'"):
-        hotter.run("refine")
+    with pytest.raises(ValueError, match="'rl'"):
+        hotter.run("rl")
     rows = tmp_path / "prompts" / "rows.jsonl"
     rows.write_text(rows.read_text().replace("Write", "Wrote", 1))
     with pytest.raises(ValueError, match="were changed since"):
@@ -204,6 +253,8 @@ def test_a_limit_keeps_the_proportion(tmp_path: Path, limit: int, parts: tuple[i
         ({"engrave": {"checkpoint_steps": 0}}, "checkpoint_steps=0"),
         ({"constitution": {"principle": "p.yaml"}}, "Did you mean 'principles'"),
         ({"model": None}, "empty output_dir or model"),
+        ({"refine": {"method": "rl"}}, "method='rl'"),
+        ({"refine": {}, "engrave": None}, "engrave is null"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, change: dict[str, Any], why: str) -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+from hf_lifealign.self_align.generators import Generation
 from hf_lifealign.self_align.rendering import REPLY
 
 
@@ -23,3 +24,10 @@ def obedient(prompt: str, seed: int = 0, place: int = 0) -> str:
     if "notes for itself" in prompt:
         return f" 2 (informative).\n{REPLY} {words(key, 4)}."
     return f" {words(key, 3)}."
+
+
+def at_length(prompt: str, seed: int = 0, place: int = 0) -> Generation | str:
+    """What an engraved model says; one of ten answers does not come to its end."""
+    key = (prompt, seed, place)
+    text = f" {words(key, 9)}."
+    return Generation(text, False, 9) if random.Random(str(key)).random() < 0.1 else text

@@ -1,6 +1,7 @@
 """Stage 3: the answers are engraved into the base, which gives them from now on without principles, examples and notes
 (SELF-ALIGN, arXiv 2305.03047, section 3.3): supervised fine-tuning by TRL, with LoRA or any other adapter of PEFT."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,8 @@ from hf_lifealign._recipes import build
 from hf_lifealign.self_align.generators.local import TransformersGenerator
 from hf_lifealign.self_align.generators.protocol import Sampling, plan_calls
 from hf_lifealign.self_align.stages.outcome import Outcome
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from hf_lifealign.self_align.config import EngraveSettings
@@ -64,19 +67,30 @@ class EngraveStage:
 
         self.work.mkdir(parents=True, exist_ok=True)
         self.trainer = trainer = self._build(train, test)
+        if not len(trainer.train_dataset) or not len(trainer.eval_dataset):
+            raise ValueError(
+                f"You set max_length={trainer.args.max_length}, which the prompts of all rows to train on, or of all "
+                "that are held out, fill by themselves. Set a higher one."
+            )
         before = self.work / _BEFORE
         if not before.is_file():
             write_json(before, self._measured(test))
         checkpoint = latest_checkpoint(self.work, trainer.is_world_process_zero())
         trainer.train(resume_from_checkpoint=checkpoint)
-        told = {
-            "train_rows": len(train),
-            "held_out_rows": len(test),
+        told: dict[str, Any] = {
+            "train_rows": len(trainer.train_dataset),
+            "held_out_rows": len(trainer.eval_dataset),
+            "cut_away": len(train) + len(test) - len(trainer.train_dataset) - len(trainer.eval_dataset),
             "steps": trainer.state.global_step,
             "before": read_json(before),
             "after": self._measured(test),
             "logs": [entry for entry in phase_logs(trainer) if "loss" in entry],
         }
+        if told["cut_away"]:
+            logger.warning(
+                f"Of {len(train) + len(test)} rows {told['cut_away']} have a prompt that fills max_length="
+                f"{trainer.args.max_length} tokens, and nothing was learnt from them. Set a higher max_length."
+            )
         return Outcome(told=told)
 
     def save(self, folder: Path) -> None:
