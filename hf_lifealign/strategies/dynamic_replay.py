@@ -31,13 +31,13 @@ class DynamicReplayStrategy(ReplayStrategy):
     trained (alignment dynamics, arXiv 2605.18309; the rule is ours).
 
     Each task has a score between 0 and 1. By default it is how surely the model prefers what the task taught it to
-    prefer, on pairs that are kept and not rehearsed ([`PreferenceMeter`]); with a judge it is the probability that the
+    prefer, on pairs that were never trained on ([`PreferenceMeter`]); with a judge it is the probability that the
     model's answers to the task's prompts are judged aligned, as in the paper, which says more and takes longer. When
     a task has been trained, its score less `tolerance` becomes its floor. In later preference phases the share of
     rehearsal is the least at which no earlier score is predicted to fall below its floor before the end of the phase;
     it falls by half at most from one measurement to the next, since forces are noisy. A score that surely lies below
-    its floor brings a booster of nothing but rehearsal. The phase has as many steps as with fixed replay; what is not
-    rehearsed is the new task, whose rows come round more often.
+    its floor brings a booster of nothing but rehearsal. The phase has as many steps as with fixed replay of the same
+    rows; what is not rehearsed is the new task, whose rows come round more often.
 
     Args:
         judges (`dict[str, Callable | str]`, *optional*): for each task that later ones shall not undo a judge, see
@@ -48,8 +48,8 @@ class DynamicReplayStrategy(ReplayStrategy):
         capacity (`int`, *optional*): as there.
         tolerance (`float`): by how much a score may fall.
         every (`int`): steps between measurements.
-        pairs (`int`): by which a task is watched. They are kept beside what is rehearsed; where the task has not
-            enough other rows, up to half of what is kept is watched instead of rehearsed.
+        pairs (`int`): by which a task is watched, and a tenth of its rows at most. They are kept beside what is
+            rehearsed, and neither trained on nor rehearsed.
         probes (`int`): prompts of a task with a judge, from its kept rows.
         samples (`int`): answers to each.
         max_new_tokens (`int`): longest answer.
@@ -118,19 +118,18 @@ class DynamicReplayStrategy(ReplayStrategy):
 
     # Rows by which a task is watched
 
-    def _quota(self, task: str, rows: int) -> int:
-        quota = super()._quota(task, rows)
-        return min(rows, quota + self.pairs) if self._by_pairs(task) else quota
+    def _watched_rows(self, task: str, rows: int) -> int:
+        """How many of a task's rows are neither trained on nor rehearsed."""
+        by_pairs = isinstance(self._watches.get(task), PairWatch)
+        return min(self.pairs, max(2, rows // 10), rows // 2) if by_pairs else 0
 
-    def _by_pairs(self, task: str) -> bool:
-        return isinstance(self._watches.get(task), PairWatch)
+    def _quota(self, task: str, rows: int) -> int:
+        return min(rows, super()._quota(task, rows) + self._watched_rows(task, rows))
 
     def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
         content = super()._sample(run, task, indices)
-        if self._by_pairs(task):
-            kept, quota = len(content["rows"]), super()._quota(task, len(run.training_rows(task)))
-            content["watched"] = max(kept - quota, min(self.pairs, kept // 2))
-        return content
+        watched = self._watched_rows(task, len(run.training_rows(task)))
+        return content | ({"watched": watched} if watched else {})
 
     def _replayable(self, run: Run, task: str) -> list[dict[str, Any]]:
         kept = super()._replayable(run, task)
@@ -171,11 +170,21 @@ class DynamicReplayStrategy(ReplayStrategy):
     # A phase
 
     def training_rows(self, run: Run, phase: Phase, rows: Dataset) -> Dataset:
+        rows = self._without_watched(run, phase.task, rows)
         own = len(rows)
         mixed = super().training_rows(run, phase, rows)
         if phase.name != PREFERENCE or len(mixed) == own:
             return mixed
         return mixed.add_column(_MARK, [False] * own + [True] * (len(mixed) - own))
+
+    def _without_watched(self, run: Run, task: str, rows: Dataset) -> Dataset:
+        """Rows of a phase, of which the task's own stand first, without those by which it will be watched: of what was
+        learnt by heart a model forgets least, and rows that it never saw tell what its users will."""
+        watched = self._watched_rows(task, len(run.training_rows(task)))
+        if not watched:
+            return rows
+        left_out = set(self._sample(run, task)["row_indices"][-watched:])
+        return rows.select([i for i in range(len(rows)) if i not in left_out])
 
     def callbacks(self, run: Run, phase: Phase) -> "Sequence[TrainerCallback]":
         self._control = self._mixture = None
@@ -260,7 +269,8 @@ class DynamicReplayStrategy(ReplayStrategy):
         return tuple(found)
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
-        told = super().record(run, phase)
+        own = len(run.training_rows(phase.task))
+        told = super().record(run, phase) | {"train_rows": own - self._watched_rows(phase.task, own)}
         if self._mixture is None or phase.name != PREFERENCE:
             return told
         batches = -(-len(self._sampler) // self._sampler.batch_size)

@@ -68,7 +68,7 @@ class JudgedWatch:
 
 
 class PairWatch:
-    """How surely the model prefers what it should, on pairs that are kept and not rehearsed."""
+    """How surely the model prefers what it should, on pairs that are kept, and neither trained on nor rehearsed."""
 
     def begun(self, run: Run, task: str, rows: Rows) -> tuple["ScoreMeter", dict[str, Any]]:
         from hf_lifealign.dynamics.preference import margin_scale

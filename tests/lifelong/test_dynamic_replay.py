@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from support.life import life_files, tiny_life
 from support.tiny import preference_dataset, preference_rows, tiny_tokenizer
 
@@ -54,7 +54,13 @@ def test_the_share_follows_the_forces(tmp_path: Path, judges: Any) -> None:
     for number, task in enumerate(("one", "two", "three")):
         record = run.state.task(number)["record"]["phases"][0]
         fixed = plain.state.task(number)["record"]["phases"][0]
-        assert record["steps"] == fixed["steps"], "as many as with fixed replay"
+        # a row by which a task is watched is none that it is trained on
+        by_pairs = [judges is None or judges.get(name) == "preference" for name in ("one", "two", "three")]
+        assert record["train_rows"] == fixed["train_rows"] - 2 * by_pairs[number]
+        rows = record["train_rows"] + record["replay_rows"]
+        assert record["steps"] == 2 * -(-rows // 4), "two epochs of what there is"
+        assert judges is not JUDGED or record["steps"] == fixed["steps"]
+        assert record["replay_rows"] == fixed["replay_rows"], "watched rows come on top"
         if not number:
             assert record["replay_rows"] == 0
             continue
@@ -345,15 +351,23 @@ def test_a_life_goes_on_elsewhere_with_its_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "pairs", "kept", "watched"),
-    [(0.5, 2, 8, 2), (0.5, 32, 12, 6), (1.0, 4, 12, 4), (1.0, 32, 12, 6), (0.1, 3, 5, 3)],
-)
-def test_what_is_kept_to_be_watched(fraction: float, pairs: int, kept: int, watched: int) -> None:
-    """12 rows of a task: beside what is rehearsed while there are others, else up to half of them."""
+    ("rows", "fraction", "pairs", "kept", "watched"),
+    [(12, 0.5, 2, 8, 2), (12, 0.5, 32, 8, 2), (12, 1.0, 4, 12, 2), (3, 0.1, 3, 2, 1), (100, 0.2, 32, 30, 10),
+     (400, 0.2, 32, 112, 32), (1, 0.5, 32, 1, 0)],
+)  # fmt: skip
+def test_what_is_kept_to_be_watched(rows: int, fraction: float, pairs: int, kept: int, watched: int) -> None:
+    """Beside what is rehearsed while there are others; a tenth of the task at most; and none of it is trained on."""
     given = strategy(judges={"one": "preference"}, fraction=fraction, pairs=pairs)
     given._watches = {"one": PairWatch()}
-    run: Any = SimpleNamespace(seed=0, training_rows=lambda task: preference_dataset(12))
+    own = preference_dataset(rows)
+    run: Any = SimpleNamespace(seed=0, training_rows=lambda task: own)
     content = given._sample(run, "one")
-    assert (len(content["rows"]), content["watched"]) == (kept, watched)
-    assert len(given._probed(content)) == watched
+    assert (len(content["rows"]), content.get("watched", 0)) == (kept, watched)
     assert "watched" not in given._sample(run, "two")
+    trained = given._without_watched(run, "one", concatenate_datasets([own, preference_dataset(3, start=900)]))
+    left_out = given._probed(content) if watched else []
+    assert len(left_out) == watched
+    assert len(trained) == rows + 3 - watched
+    assert not [row for row in left_out if row in trained.to_list()]
+    assert trained.to_list()[-3:] == preference_dataset(3, start=900).to_list(), "what others added"
+    assert given._without_watched(run, "two", own) is own
