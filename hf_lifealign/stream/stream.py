@@ -55,7 +55,8 @@ class TaskStream:
 
         Args:
             config (`Sequence[Mapping]`): one mapping a task with the keys name, train, test and, optionally, columns,
-                description, max_train, max_test, seed, drop_overlap.
+                description, max_train, max_test, seed, drop_overlap. In the place of train and test may stand
+                self_align, the folder of a run of `lifealign self-align`, whose pairs are the task.
             base_dir (`str` or `os.PathLike`, *optional*): folder that relative paths are looked up in before the
                 working directory, usually the recipe's; `~` and environment variables are expanded.
 
@@ -66,11 +67,12 @@ class TaskStream:
             do = "Set a list with one mapping a task: [{name: ..., train: ..., test: ...}]."
             given = f"the tasks with {show(config)}"
             raise StreamError([Problem("stream", None, given, f"A {type(config).__name__} is no list of tasks.", do)])
-        problems = [problem for number, entry in enumerate(config) for problem in _check_entry(number, entry)]
+        base = os.getcwd() if base_dir is None else base_dir
+        entries = [_expand(number, entry, base) for number, entry in enumerate(config)]
+        problems = [problem for number, entry in enumerate(entries) for problem in _check_entry(number, entry)]
         if problems:
             raise StreamError(problems)
-        base = os.getcwd() if base_dir is None else base_dir
-        resolved = [{**entry, **{split: resolve_source(entry[split], base) for split in SPLITS}} for entry in config]
+        resolved = [{**entry, **{split: resolve_source(entry[split], base) for split in SPLITS}} for entry in entries]
         return cls(Task(**entry) for entry in resolved)
 
     @property
@@ -175,6 +177,27 @@ class TaskStream:
             else:
                 seen[key] = number
         return problems
+
+
+def _expand(number: int, entry: Any, base: str | os.PathLike[str]) -> Any:
+    """A mapping whose task was made by `lifealign self-align`, with the files of its pairs.
+
+    Raises:
+        StreamError: there are none, or it names files beside.
+    """
+    if not isinstance(entry, Mapping) or "self_align" not in entry:
+        return entry
+    label, run = str(entry.get("name") or f"task {number}"), entry["self_align"]
+    beside = [split for split in SPLITS if split in entry]
+    if beside:
+        do = "Set one or the other."
+        given = f"self_align and {' and '.join(beside)}"
+        raise StreamError([Problem(label, None, given, "The rows of a task come from one place.", do)])
+    found = {split: resolve_source(f"{run}/responses/preference/{split}.jsonl", base) for split in SPLITS}
+    if not all(os.path.isfile(path) for path in found.values()):
+        do = "Name the folder of a run of `lifealign self-align` with pairs, and let its stage responses end first."
+        raise StreamError([Problem(label, None, f"self_align with {show(run)}", "It holds no pairs.", do)])
+    return {key: value for key, value in entry.items() if key != "self_align"} | found
 
 
 def _check_entry(number: int, entry: Any) -> list[Problem]:

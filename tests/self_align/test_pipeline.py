@@ -25,6 +25,7 @@ from hf_lifealign.self_align.generators import Call, Generation, ScriptedGenerat
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
 from hf_lifealign.self_align.stages.outcome import GaveUpError
 from hf_lifealign.self_align.stages.prompts import PromptSettings
+from hf_lifealign.stream import StreamError
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = {"per_device_train_batch_size": 4, "max_length": 384, "logging_steps": 1, "disable_tqdm": True}
@@ -75,11 +76,8 @@ def test_what_the_stages_leave(tmp_path: Path, base: str) -> None:
     }
     assert parts["sft"]["train"].column_names == ["prompt", "completion"]
     assert parts["sft"]["train"][0]["prompt"][0]["role"] == "user", "the tiny tokenizer has a chat template"
-    stream = TaskStream.from_config(
-        [{"name": "self", **{s: str(tmp_path / "run" / "responses" / "preference" / f"{s}.jsonl") for s in
-                             ("train", "test")}}]
-    )  # fmt: skip
-    assert len(stream["self"].load().train) == 18
+    stream = TaskStream.from_config([{"name": "self", "self_align": "run", "max_train": 9}], tmp_path)
+    assert (len(stream["self"].load().train), len(stream["self"].load().test)) == (9, 2)
     engraved = told["engrave"]
     assert engraved["after"]["loss"] < engraved["before"]["loss"]
     assert engraved["steps"] == 5
@@ -102,6 +100,13 @@ def test_what_the_stages_leave(tmp_path: Path, base: str) -> None:
     assert again.run() == told
     assert again.calls.made == 0
     assert files(tmp_path / "run") == before
+
+
+def test_a_task_that_was_never_made_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StreamError, match="It holds no pairs"):
+        TaskStream.from_config([{"name": "self", "self_align": "run"}], tmp_path)
+    with pytest.raises(StreamError, match="You set self_align and train"):
+        TaskStream.from_config([{"name": "self", "self_align": "run", "train": "t.jsonl"}], tmp_path)
 
 
 def test_rows_that_are_cut_away_are_told(tmp_path: Path, base: str, caplog: pytest.LogCaptureFixture) -> None:
