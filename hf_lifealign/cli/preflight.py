@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from hf_lifealign.stream import Task
 
 _PREFLIGHT = """\
-Predict what training on a new task would do to the alignment score of every earlier task of a run, without training:
+Predict what training on a new task would do to the score of every earlier task of a run, without training: how surely
+its pairs are ranked right, or with a judge the share of aligned answers. Told are
 the change of log-odds in one step, how many steps each score would stand, and how much rehearsal would hold it. RUN is
 the folder of a lifelong run. The new task is described in YAML as in a recipe: name, train, test.
 """
 
 _PREFLIGHT_EPILOG = """\
 examples:
+  lifealign preflight runs/assistant --task new.yaml
   lifealign preflight runs/assistant --task new.yaml --judge harmless=refusal
   lifealign preflight runs/assistant --task new.yaml --judge polite=my_package.judges:polite --samples 16 --json
 
@@ -34,7 +36,7 @@ def add_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="TASK=SPEC",
         action="append",
         default=[],
-        help="judge of an earlier task (default: those of the run's dynamic rehearsal); may be given several times",
+        help="judge of an earlier task (default: the run's own, or else the task's pairs); may be given several times",
     )
     parser.add_argument("--base", metavar="MODEL", help="Hub id, folder or embedded:NAME (default: what RUN names)")
     parser.add_argument("--trainer", metavar="NAME", help="fpo, dpo or module:Class (default: that of RUN)")

@@ -53,6 +53,11 @@ class PairMargins:
         return None
 
 
+def whole_pairs(pairs: Sequence[EncodedPair]) -> list[int]:
+    """Numbers of the pairs that a cut has left a prompt and two completions."""
+    return [i for i, p in enumerate(pairs) if not p.is_empty and p.chosen_start and p.rejected_start]
+
+
 class PreferenceMeter:
     """Measures the preference score of some pairs, and the forces on it.
 
@@ -78,7 +83,7 @@ class PreferenceMeter:
         before: Sequence[float] | None = None,
         batch_size: int = 8,
     ):
-        if not pairs or any(pair.is_empty or not pair.chosen_start or not pair.rejected_start for pair in pairs):
+        if not pairs or len(whole_pairs(pairs)) < len(pairs):
             raise ValueError(
                 "A preference score needs pairs, each with a prompt and two completions; leave out others."
             )

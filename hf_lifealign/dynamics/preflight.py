@@ -14,6 +14,7 @@ from hf_lifealign.dynamics.rehearsal import horizon, logit, rehearsal_fraction, 
 
 if TYPE_CHECKING:
     from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients
+    from hf_lifealign.dynamics.updates import Tensors
     from hf_lifealign.stream import Task
 
 _REPLAYS = ("dynamic_replay", "replay")
@@ -97,26 +98,45 @@ class Finished:
         """The adapter after the last finished task."""
         return self.root / "adapters" / list(self.tasks.values())[-1]
 
+    def _dynamic(self) -> dict[str, Any]:
+        """Settings of the run's dynamic rehearsal; empty if it had none."""
+        told = self.settings.get("strategies", ())
+        return next((s for s in told if isinstance(s, dict) and s.get("name") == "dynamic_replay"), {})
+
     def judges(self) -> dict[str, str]:
         """Judges that the run itself names."""
-        for strategy in self.settings.get("strategies", ()):
-            if isinstance(strategy, dict) and strategy.get("name") == "dynamic_replay":
-                return dict(strategy["judges"])
-        return {}
+        return dict(self._dynamic().get("judges", {}))
 
     def kept(self, task: str) -> list[dict[str, Any]]:
         """Rows of a task that are kept for replay; empty if there are none."""
+        rows, watched = self._sample(task)
+        return rows[: len(rows) - watched]
+
+    def watched(self, task: str) -> list[dict[str, Any]]:
+        """Rows of a task that are kept and were never trained on; empty if there are none."""
+        rows, watched = self._sample(task)
+        return rows[len(rows) - watched :]
+
+    def _sample(self, task: str) -> tuple[list[dict[str, Any]], int]:
         for name in _REPLAYS:
             file = self.root / name / f"{self.tasks[task]}.json"
             if file.is_file():
-                rows: list[dict[str, Any]] = read_json(file).get("rows", [])
-                return rows
-        return []
+                content = read_json(file)
+                return content.get("rows", []), content.get("watched", 0)
+        return [], 0
 
-    def floor(self, task: str) -> float | None:
-        """The floor that the run has set itself for a task."""
+    def score(self, task: str) -> dict[str, Any]:
+        """What the run has found when the task was trained: `score`, and of pairs their `scale`; empty if nothing."""
         file = self.root / "dynamic_replay" / f"{self.tasks[task]}-score.json"
-        return read_json(file)["floor"] if file.is_file() else None
+        content: dict[str, Any] = read_json(file) if file.is_file() else {}
+        return content if content.get("score") else {}
+
+    def floor(self, task: str, by_pairs: bool) -> float | None:
+        """The floor that the run has set itself for a task, if it was watched in the same way."""
+        told = self.score(task)
+        if not told or ("scale" in told) != by_pairs:
+            return None
+        return max(float(told["score"]["score"] - self._dynamic().get("tolerance", 0.0)), 0.0)
 
 
 def preflight(
@@ -135,17 +155,18 @@ def preflight(
     r"""
     Predicts what training on a new task would do to the earlier tasks of a run, without training.
 
-    For each earlier task the gradient of its alignment score is estimated from answers of the present model to prompts
-    that are kept for replay, and multiplied with one step on the new data (alignment dynamics, arXiv 2605.18309; the
-    forecast is ours). It is a first-order prediction of the first steps, at the full learning rate and with the second
-    moments that Adam would come to: it tells a direction and an order of magnitude. While training,
-    [`AlignmentDynamicsCallback`] and dynamic rehearsal measure how far it holds.
+    For each earlier task the gradient of its score is taken, of how surely its pairs are ranked, or of judged answers
+    of the present model to prompts that are kept for replay, and multiplied with one step on the new data (alignment
+    dynamics, arXiv 2605.18309; the forecast is ours). It is a first-order prediction of the first steps, at the full
+    learning rate and with the second moments that Adam would come to: it tells a direction and an order of magnitude.
+    While training, [`AlignmentDynamicsCallback`] and dynamic rehearsal measure how far it holds.
 
     Args:
         run (`str` or `Path`): folder of a lifelong run.
         task ([`~hf_lifealign.Task`]): the new task.
-        judges (`dict`, *optional*): a judge for each earlier task; those of the run by default. A task without one has
-            no score.
+        judges (`dict`, *optional*): a judge for each earlier task; those of the run by default. A task without one is
+            watched by its own pairs ([`PreferenceMeter`]): by those that were kept for it and never trained on, where
+            the run has any, else by those kept for replay, of which a model forgets less.
         base (`str`, *optional*): the base model, where it is not found under the name that the run keeps.
         trainer (`str`, *optional*): `"fpo"`, `"dpo"` or `"module:Class"`; that of the run by default.
         tolerance (`float`): how far below its present score the floor of a task lies, where the run has set none.
@@ -164,11 +185,6 @@ def preflight(
     unknown = sorted(set(named) - set(finished.tasks))
     if unknown:
         raise ValueError(f"You gave judges for {unknown}. The run has finished the tasks {list(finished.tasks)}.")
-    if not named:
-        raise ValueError(
-            f"The run in {finished.root} names no judges (it has no dynamic rehearsal). Give one for each task that is "
-            "to be forecast, e.g. --judge harmless=refusal."
-        )
     rows = task.load().train
     with tempfile.TemporaryDirectory() as scratch:
         kept = [finished.kept(name)[:force_rows] for name in finished.tasks]
@@ -252,19 +268,21 @@ def _forecast(
             if drawn is None:
                 found.append(Forecast(task, **told))
                 continue
-            gradient = meter.score_gradient(model, parameters, drawn, drawn.logps)
             old = _gradients(trainer, model, parameters, _batch(trainer, number, probing.force_rows, probing.seed))
-            forces = [_force(trainer.optimizer, parameters, gradient, part, told["score"]) for part in (new, old)]
+            taken = [_step(trainer.optimizer, parameters, part) for part in (new, old)]
+            slope = told["score"] * (1 - told["score"])
+            forces = [force / slope for force, _ in meter.forces(model, parameters, drawn, taken)]
             found.append(_conclude(task, told, forces))
     return found
 
 
 def _judge(task: str, judges: Mapping[str, Any], given: set[str]) -> tuple[Any, str | None]:
-    """The judge of a task, or why it has none."""
+    """The judge of a task, `None` where its pairs take its place; or why it has none."""
     from hf_lifealign.judges import resolve_judge
+    from hf_lifealign.strategies.watching import BY_PAIRS
 
-    if task not in judges:
-        return None, "no judge was named for it"
+    if judges.get(task, BY_PAIRS) == BY_PAIRS:
+        return None, None
     try:
         return resolve_judge(judges[task]), None
     except (ValueError, ImportError) as error:
@@ -288,15 +306,21 @@ def _score(
     from hf_lifealign.dynamics.samples import read_probes
     from hf_lifealign.judges import JudgeError
 
-    meter = AlignmentMeter(
-        read_probes(kept, limit=probing.probes), judge, trainer.processing_class, probing.samples,
-        probing.max_new_tokens, seed=probing.seed,
-    )  # fmt: skip
+    meter: Any
+    if judge is None:
+        meter = _pair_meter(finished, task, kept, trainer, model, probing)
+        if meter is None:
+            return {"reason": "max_length leaves nothing of its answers"}, None, None
+    else:
+        meter = AlignmentMeter(
+            read_probes(kept, limit=probing.probes), judge, trainer.processing_class, probing.samples,
+            probing.max_new_tokens, seed=probing.seed,
+        )  # fmt: skip
     try:
         drawn = meter.draw(model, 0)
     except JudgeError as error:
         return {"reason": str(error)}, None, meter
-    score, floor = meter.anchored(drawn), finished.floor(task)
+    score, floor = meter.anchored(drawn), finished.floor(task, judge is None)
     told: dict[str, Any] = {
         "score": score.score,
         "low": score.low,
@@ -324,13 +348,41 @@ def _conclude(task: str, told: dict[str, Any], forces: list[float]) -> Forecast:
     )
 
 
-def _force(optimizer: Any, parameters: list[Any], gradient: Any, found: "Gradients", score: float) -> float:
-    from hf_lifealign.dynamics.updates import inner_product, scales_of, step_of
+def _pair_meter(
+    finished: Finished, task: str, kept: list[dict[str, Any]], trainer: Any, model: Any, probing: _Probing
+) -> Any:
+    """A meter of the task's own pairs; `None` if the trainer's cut leaves nothing of them."""
+    from datasets import Dataset
+
+    from hf_lifealign.dynamics.preference import PreferenceMeter, margin_scale, whole_pairs
+    from hf_lifealign.lifelong.evaluation import adapters_off
+    from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
+
+    rows = (finished.watched(task) or kept)[: probing.probes]
+    names = ("prompt", "chosen", "rejected")
+    plain = Dataset.from_list([{name: row[name] for name in names if name in row} for row in rows])
+    args, pad = trainer.args, int(trainer.processing_class.pad_token_id or 0)
+    cut = (getattr(args, "max_length", None), getattr(args, "truncation_mode", "keep_start"))
+    pairs = encode_pairs(plain, trainer.processing_class, *cut)
+    pairs = [pairs[i] for i in whole_pairs(pairs)]
+    if not pairs:
+        return None
+    with adapters_off(model):
+        reference = score_pairs(model, pairs, pad)
+    scale = finished.score(task).get("scale")
+    if scale is None:
+        scale = margin_scale(PreferenceMeter(pairs, reference, pad).draw(model, 0).margins)
+    return PreferenceMeter(pairs, reference, pad, scale)
+
+
+def _step(optimizer: Any, parameters: list[Any], found: "Gradients") -> "Tensors":
+    """One step of the optimizer on some rows."""
+    from hf_lifealign.dynamics.updates import scales_of, step_of
 
     scales = scales_of(optimizer, parameters, found.second)
     if scales is None:
         raise ValueError("The run's optimizer is neither SGD nor Adam nor AdamW, so that its steps cannot be foretold.")
-    return inner_product(gradient, step_of(found.parts["total"], scales)) / (score * (1 - score))
+    return step_of(found.parts["total"], scales)
 
 
 def _batch(trainer: Any, mark: int, count: int, seed: int) -> "ForceBatch":

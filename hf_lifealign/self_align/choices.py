@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hf_lifealign._modes import evaluating
 from hf_lifealign._resources import resource_path
 from hf_lifealign.self_align.rendering import compiled, rendered
 
 LETTERS = string.ascii_uppercase
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,6 @@ def rendered_questions(questions: Sequence[Question], template: str | None = Non
     ]
 
 
-@torch.no_grad()
 def answer_choices(
     model: Any, tokenizer: Any, questions: Sequence[Question], batch_size: int = 8, template: str | None = None
 ) -> ChoiceResult:
@@ -132,31 +134,11 @@ def answer_choices(
     """
     if not questions:
         raise ValueError("There are no questions. Give at least one.")
-    tokens = _letter_tokens(tokenizer, max(len(question.choices) for question in questions))
     asked = [each for question in questions for each in (question, question.reversed())]
-    prompts = [list(tokenizer(text)["input_ids"]) for text in rendered_questions(asked, template)]
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    if room is not None and len(prompts[longest]) > room:
-        raise ValueError(
-            f"The question {asked[longest].question[:60]!r} has {len(prompts[longest])} tokens with its answers, and "
-            f"the model reads {room}. Leave it out, or set a model with a longer context."
-        )
-    chosen = [0] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: len(prompts[i]))
-    device = next(model.parameters()).device
-    with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            width = max(len(prompts[i]) for i in places)
-            ids = torch.tensor([prompts[i] + [0] * (width - len(prompts[i])) for i in places], device=device)
-            mask = torch.tensor(
-                [[1] * len(prompts[i]) + [0] * (width - len(prompts[i])) for i in places], device=device
-            )
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            for row, i in enumerate(places):
-                letters = logits[row, len(prompts[i]) - 1, tokens[: len(asked[i].choices)]]
-                chosen[i] = int(letters.argmax())
+    logits = letter_logits(
+        model, tokenizer, rendered_questions(asked, template), max(len(q.choices) for q in questions), batch_size
+    )
+    chosen = [int(row[: len(question.choices)].argmax()) for row, question in zip(logits, asked, strict=True)]
     right = [place == question.best for place, question in zip(chosen, asked, strict=True)]
     same = [chosen[2 * i] == len(q.choices) - 1 - chosen[2 * i + 1] for i, q in enumerate(questions)]
     return ChoiceResult(
@@ -165,6 +147,47 @@ def answer_choices(
         first=sum(place == 0 for place in chosen) / len(chosen),
         questions=len(questions),
     )
+
+
+@torch.no_grad()
+def letter_logits(model: Any, tokenizer: Any, prompts: Sequence[str], letters: int, batch_size: int = 8) -> _Array:
+    """How likely each letter is to follow each prompt, which ends with an opening bracket.
+
+    Args:
+        model: causal language model.
+        tokenizer: of the model.
+        prompts (`list[str]`): to be read.
+        letters (`int`): how many, from A on.
+        batch_size (`int`): prompts that are read together.
+
+    Returns:
+        `np.ndarray` of shape `(prompts, letters)`: logits, in nats up to a constant of each prompt.
+
+    Raises:
+        ValueError: if a letter is no single token, or a prompt does not fit into the context.
+    """
+    tokens = _letter_tokens(tokenizer, letters)
+    rows = [list(tokenizer(text)["input_ids"]) for text in prompts]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+    if room is not None and len(rows[longest]) > room:
+        raise ValueError(
+            f"The question {prompts[longest][:60]!r} has {len(rows[longest])} tokens with its answers, and the model "
+            f"reads {room}. Leave it out, or set a model with a longer context."
+        )
+    found = np.zeros((len(rows), letters))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            width = max(len(rows[i]) for i in places)
+            ids = torch.tensor([rows[i] + [0] * (width - len(rows[i])) for i in places], device=device)
+            mask = torch.tensor([[1] * len(rows[i]) + [0] * (width - len(rows[i])) for i in places], device=device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for row, i in enumerate(places):
+                found[i] = logits[row, len(rows[i]) - 1, tokens].double().cpu().numpy()
+    return found
 
 
 def _letter_tokens(tokenizer: Any, count: int) -> list[int]:

@@ -90,12 +90,12 @@ class PairWatch:
         return [{name: row[name] for name in names if name in row} for row in rows]
 
     def _meter(self, run: Run, task: str, watched: Rows, told: Mapping[str, Any] | None = None) -> "ScoreMeter":
-        from hf_lifealign.dynamics.preference import PreferenceMeter
+        from hf_lifealign.dynamics.preference import PreferenceMeter, whole_pairs
 
         if not watched:
             raise UnwatchableError("none of its rows is left to watch it by")
         pairs, reference = run.reference_pairs(watched, f"{task}-watched")
-        whole = [i for i, p in enumerate(pairs) if not p.is_empty and p.chosen_start and p.rejected_start]
+        whole = whole_pairs(pairs)
         if not whole:
             raise UnwatchableError("max_length leaves nothing of its answers")
         if told is not None and len(told["margins"]) != len(whole):
