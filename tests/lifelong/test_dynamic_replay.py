@@ -89,7 +89,7 @@ def test_the_share_follows_the_forces(tmp_path: Path, judges: Any) -> None:
     assert [entry["tasks"]["one"]["floor"] for entry in entries] == pytest.approx([score - 0.05] * len(entries))
 
 
-@WATCHES
+@pytest.mark.parametrize("judges", [JUDGED, {"one": has_e, "two": "preference"}])
 def test_a_killed_life_ends_as_an_undisturbed_one(tmp_path: Path, judges: Any) -> None:
     class KilledError(Exception):
         pass
