@@ -15,7 +15,17 @@ from hf_lifealign._resources import resource_path
 
 T = TypeVar("T")
 
-TEMPLATES = ("tasks", "topics", "questions", "respond", "respond_compact", "respond_plain", "engraved", "at_length")
+TEMPLATES = (
+    "tasks",
+    "topics",
+    "questions",
+    "respond",
+    "respond_compact",
+    "respond_plain",
+    "engraved",
+    "at_length",
+    "judge",
+)
 _FILES = ("principles", "exemplars", "seeds", "topics")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_lifealign.self_align.constitution import Constitution, Exemplar, TopicSeed
+from hf_lifealign.self_align.constitution import Constitution, Exemplar, Principle, TopicSeed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -79,6 +79,12 @@ class Prompts:
         """Asks an engraved model to answer at length: in a user's message, or in the form of [`Prompts.engraved`]."""
         told = self._render("at_length", {})
         return f"{told}\n\n{request if message else self.engraved(request)}"
+
+    def compared(self, principle: Principle, request: str, first: str, second: str) -> str:
+        """Asks which of two replies keeps better to a principle, up to where the letter A or B comes."""
+        told = principle.text if self.preset == "paper" else principle.short
+        values = {"principle": told, "request": request, "first": first, "second": second}
+        return self._render("judge", values)
 
     def _render(self, name: str, values: Mapping[str, Any]) -> str:
         return rendered(name, self._templates[name], values)
