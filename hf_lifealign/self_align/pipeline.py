@@ -266,7 +266,7 @@ class SelfAlign:
     def _train(self, name: str, settings: EngraveSettings, made_of: dict[str, Any]) -> None:
         from hf_lifealign.self_align.stages.engrave import EngraveStage
 
-        work, config = self.store.work(name), self.config
+        work, config = self.store.begin(name, made_of), self.config
         stage = EngraveStage(config.model, settings, work, config.seed, self.tokenizer, self.callbacks)
         outcome = stage.run(*(self.data(SFT, split, _TRAINED_ON[name]) for split in SPLITS))
         self.store.write(name, outcome, made_of, stage.save)

@@ -22,6 +22,7 @@ from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.self_align.stages.outcome import Outcome
 
 ROWS, DROPPED, NOTES, MANIFEST = "rows.jsonl", "dropped.jsonl", "notes.jsonl", "manifest.json"
+MADE_OF = "made_of.json"
 CALLS = "calls"
 
 
@@ -127,6 +128,21 @@ class StageStore:
     def work(self, stage: str) -> Path:
         """Where a stage that is under way keeps its checkpoints."""
         return self.root / "work" / stage
+
+    def begin(self, stage: str, made_of: Mapping[str, Any]) -> Path:
+        """The same folder, for a stage that begins or goes on; what other settings left there is removed.
+
+        Args:
+            stage (`str`): its name.
+            made_of (`dict`): see [`StageStore.finished`].
+        """
+        folder, wanted = self.work(stage), json.loads(json.dumps(made_of))
+        mark = folder / MADE_OF
+        if folder.exists() and (not mark.is_file() or read_json(mark) != wanted):
+            remove_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(mark, wanted)
+        return folder
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """What a finished stage was made of, and its counts."""

@@ -187,6 +187,16 @@ def test_a_kill_at_any_point_changes_nothing(tmp_path: Path, base: str) -> None:
         assert found[name] == content, name
 
 
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path: Path, base: str) -> None:
+    slow, fast = (EngraveSettings(ADAPTER, TRAINING | {"learning_rate": rate}, 2, 2) for rate in (1e-4, 1e-2))
+    with pytest.raises(KeyboardInterrupt):
+        run_of(tmp_path / "killed", base, callbacks=[Killer("engrave", 3)], engrave=slow, refine=None).run()
+    assert list((tmp_path / "killed" / "work" / "engrave").glob("checkpoint-*"))
+    run_of(tmp_path / "killed", base, engrave=fast, refine=None).run()
+    run_of(tmp_path / "whole", base, engrave=fast, refine=None).run()
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
 def test_the_engraved_model_itself_is_asked(tmp_path: Path, base: str) -> None:
     """What a tiny random one says is not kept; what was made before stays."""
     run = SelfAlign(config(tmp_path, base), ScriptedGenerator(obedient, batch_size=4), disable_tqdm=True)

@@ -37,7 +37,7 @@ class EngraveStage:
     Args:
         model (`str`): the base, as it is loaded by transformers.
         settings ([`EngraveSettings`]): how.
-        work (`Path`): folder for checkpoints.
+        work (`Path`): folder for checkpoints; what lies there is gone on from.
         seed (`int`): of the adapter and of the order of rows.
         tokenizer (*optional*): the base's own by default.
         callbacks (`list`, *optional*): of the trainer.
@@ -65,7 +65,6 @@ class EngraveStage:
         """
         from hf_lifealign.lifelong.phases import latest_checkpoint, phase_logs
 
-        self.work.mkdir(parents=True, exist_ok=True)
         self.trainer = trainer = self._build(train, test)
         if not len(trainer.train_dataset) or not len(trainer.eval_dataset):
             raise ValueError(
