@@ -165,8 +165,8 @@ class Bench:
         judge = self.judge if args.watch == "judge" else "preference"
         return [
             DynamicReplayStrategy(
-                {args.order[0]: judge}, fraction=0.2, tolerance=args.tolerance, every=args.every, probes=16,
-                samples=args.samples, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
+                {args.order[0]: judge}, fraction=0.2, tolerance=args.tolerance, keep=args.keep, every=args.every,
+                probes=16, samples=args.samples, max_new_tokens=args.tokens, force_rows=16, booster_steps=5,
             )
         ]  # fmt: skip
 
@@ -293,7 +293,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400, help="training rows of a task")
     parser.add_argument("--characters", type=int, default=300, help="of a prompt and its longer answer, at most")
     parser.add_argument("--tests", type=int, default=150, help="held-out pairs of a task")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="by how much the score may fall")
+    parser.add_argument("--tolerance", type=float, default=0.05, help="by how much a judged score may fall")
+    parser.add_argument("--keep", type=float, default=0.9, help="share of what was gained by pairs that shall stay")
     parser.add_argument("--every", type=int, default=8, help="steps between measurements")
     parser.add_argument("--watch", default="preference", choices=("preference", "judge"), help="what dynamic holds")
     parser.add_argument("--samples", type=int, default=8, help="answers to each of the 16 probes of a measurement")

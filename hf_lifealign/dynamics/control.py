@@ -17,8 +17,8 @@ from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimabl
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.measuring import from_first_process
 from hf_lifealign.dynamics.mixture import Mixture
-from hf_lifealign.dynamics.rehearsal import calibrate, logit, rehearsal_fraction, tolerated_drift
-from hf_lifealign.dynamics.updates import Tensors, coming_rates, plain_optimizer, scales_of, step_of
+from hf_lifealign.dynamics.rehearsal import Reach, calibrate, can_wait, logit, reach, rehearsal_fraction
+from hf_lifealign.dynamics.updates import Tensors, momentum_of, plain_optimizer, rates_between, scales_of, step_of
 from hf_lifealign.judges import JudgeError
 from hf_lifealign.metrics.alignment_dynamics import ScoreEstimate
 
@@ -70,8 +70,9 @@ class Watched:
         floor (`float`): below which the score shall not fall.
         score (`float`, *optional*): at the last measurement.
         predicted, measured (`list[float]`): changes of log-odds so far, between measurements.
-        forces (`dict[str, float]`): `new` and `old` rows' at the last measurement, with the `share` and the steps
-            `left` then; empty where they were not measured.
+        forces (`dict[str, float]`): `new` and `old` rows' at the last measurement and that of the moment `carried`
+            then, with the `share` and the `step` of it and the `steps` in the moment; empty where they were not
+            measured.
     """
 
     name: str
@@ -86,16 +87,18 @@ class Watched:
 class RehearsalControl(TrainerCallback):
     r"""
     Measures, every `every` steps, how one step on the new rows and one on the rehearsed rows moves the score of each
-    earlier task, and sets the least share of rehearsal that keeps all of them above their floors to the end of the
-    phase; see [`rehearsal_fraction`]. Forces are those at the highest learning rate, and what is left of the phase is
-    counted in steps of that rate.
+    earlier task, and finds the least share of rehearsal from then on that has all of them at or above their floors at
+    the end of the phase; see [`rehearsal_fraction`]. Forces are those at the highest learning rate, what is left of the
+    phase is counted in steps of that rate, and what the optimizer's moment carries on is part of it; see [`reach`].
 
-    Forces are noisy, as their standard errors tell, and where they ask for less, the share falls by half at most from
-    one measurement to the next: less rehearsal has to be earned. Where they ask for more, it rises at once.
+    What is rehearsed early is undone by what follows, and forces are noisy, as their standard errors tell. So rehearsal
+    waits as long as it can: while, by forces that are better by a standard error each, the same amount of it could
+    still be done after the next measurement at a share of `most`, the share is 0; see [`can_wait`]. The scores that
+    measurements find on the way, and not the forces, tell how much there is to be made up for. The last `every` steps
+    have measurements at a half and a quarter of them before the end as well.
 
-    Where a score lies below its floor by more than its standard error, a booster of nothing but rehearsal comes first,
-    if rehearsal helps it more than the new rows do; as many steps pass before the next one. The lower end of the
-    interval alone would not do: with few probes it lies below the floor by chance.
+    Where a score surely lies below its floor, can wait no longer, and `most` would not bring it back, a booster of
+    nothing but rehearsal comes, if that helps it more than the new rows do; as many steps pass before the next one.
 
     Args:
         tasks (`list[Watched]`): the earlier tasks.
@@ -121,7 +124,6 @@ class RehearsalControl(TrainerCallback):
         self.trainer: Any = None
         self.record: list[dict[str, Any]] = []
         self._booster_until = 0
-        self._left: Callable[..., float] = lambda step: 0.0
         self._forces: tuple[ForceBatch, ForceBatch] | None = None
 
     # Events
@@ -140,9 +142,12 @@ class RehearsalControl(TrainerCallback):
         self._decide(args, state, kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        ended = self._booster_until and state.global_step == self._booster_until
-        if state.global_step < state.max_steps and (ended or state.global_step % self.every == 0):
+        if state.global_step < state.max_steps and self._is_due(state.global_step, state.max_steps):
             self._decide(args, state, kwargs)
+
+    def _is_due(self, step: int, end: int) -> bool:
+        """Whether there is a measurement after so many steps."""
+        return step % self.every == 0 or step == self._booster_until or end - step in (self.every // 2, self.every // 4)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = self._folder(args, state)
@@ -180,13 +185,15 @@ class RehearsalControl(TrainerCallback):
     # A decision
 
     def _decide(self, args: TrainingArguments, state: TrainerState, kwargs: dict[str, Any]) -> None:
-        model, step = kwargs["model"], state.global_step
-        self._left = partial(steps_left, kwargs["optimizer"], kwargs["lr_scheduler"], end=state.max_steps)
-        left = self._left(step)
+        model, step, end = kwargs["model"], state.global_step, state.max_steps
         parameters = [p for p in model.parameters() if p.requires_grad]
-        entry: dict[str, Any] = {"step": step, "tasks": {}}
+        optimizer, entry = kwargs["optimizer"], {"step": step, "tasks": {}}
+        moment = momentum_of(optimizer, parameters)
+        rates = partial(relative_rates, optimizer, kwargs["lr_scheduler"])
+        following = next(later for later in range(step + 1, end + 1) if later == end or self._is_due(later, end))
+        left = reach(rates(step, end), moment.decay, moment.steps, following - step)
         with undisturbed(model):
-            followed = [self._follow(task, model, step, entry) for task in self.tasks]
+            followed = [self._follow(task, model, step, entry, rates, moment.decay) for task in self.tasks]
             wanted: list[float] = []
             if any(drawn is not None for drawn in followed):
                 try:
@@ -194,17 +201,20 @@ class RehearsalControl(TrainerCallback):
                     new, old = (
                         loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
                     )
-                    steps = [self._step(kwargs["optimizer"], parameters, found) for found in (new, old)]
+                    steps = [self._step(optimizer, parameters, found) for found in (new, old)]
+                    if moment.gradient is not None:
+                        steps.append(self._step(optimizer, parameters, new, moment.gradient))
                     for task, drawn in zip(self.tasks, followed, strict=True):
                         if drawn is not None:
                             forces = task.meter.forces(model, parameters, drawn, steps)
                             wanted.append(self._share(task, forces, left, entry))
+                            if math.isfinite(moment.steps):  # as JSON can hold it
+                                task.forces["steps"] = moment.steps
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
         kept = min(self.mixture.share, self.most) if self._settled is None else self._settled
-        known = len(wanted) == len(self.tasks)
         # a share that is not estimable stays as it is
-        asked = max([kept / 2 if known else kept, *wanted])
+        asked = max(wanted if len(wanted) == len(self.tasks) else [kept, *wanted])
         self._settled = agreed(min(asked, self.most))
         share = agreed(self._boosted(self._settled, step, entry))
         entry["share"] = share
@@ -222,7 +232,14 @@ class RehearsalControl(TrainerCallback):
         """The share, or 1 in a booster."""
         if step < self._booster_until:
             return 1.0
-        low = [name for name, told in entry["tasks"].items() if told.get("low") and told.get("helps", True)]
+        low = [
+            name
+            for name, told in entry["tasks"].items()
+            if told.get("low")
+            and told.get("helps", True)
+            and not told.get("waits", False)
+            and told.get("needed", 1.0) > self.most
+        ]
         # as many steps without as with
         rested = not self._booster_until or step >= self._booster_until + self.booster_steps
         if not agreed(bool(low) and rested):
@@ -231,7 +248,10 @@ class RehearsalControl(TrainerCallback):
         entry["booster"] = low
         return 1.0
 
-    def _follow(self, task: Watched, model: Any, step: int, entry: dict[str, Any]) -> Measurement | None:
+    def _follow(
+        self, task: Watched, model: Any, step: int, entry: dict[str, Any], rates: Callable[[int, int], list[float]],
+        decay: float,
+    ) -> Measurement | None:  # fmt: skip
         """The score of a task now, as it is measured anew; the measurement, or `None` if it tells no force.
 
         Answers from an earlier measurement would not do: what a preference loss teaches a model to say instead is not
@@ -250,8 +270,10 @@ class RehearsalControl(TrainerCallback):
             ends = [min(max(each, _EDGE), 1 - _EDGE) for each in (task.score, score.score)]
             told["change"] = logit(ends[1]) - logit(ends[0])
             if task.forces and _EDGE < ends[0] < 1 - _EDGE and _EDGE < ends[1] < 1 - _EDGE:
-                mixed = (1 - task.forces["share"]) * task.forces["new"] + task.forces["share"] * task.forces["old"]
-                task.predicted.append(mixed * (task.forces["left"] - self._left(step)))
+                then = task.forces
+                mixed = (1 - then["share"]) * then["new"] + then["share"] * then["old"]
+                passed = reach(rates(int(then["step"]), step), decay, then.get("steps", math.inf))
+                task.predicted.append(mixed * passed.coming + then["carried"] * passed.carried)
                 task.measured.append(told["change"])
         task.score = score.score
         error_of = score.standard_error or 0.0
@@ -262,36 +284,44 @@ class RehearsalControl(TrainerCallback):
         return drawn if reason is None else None
 
     @staticmethod
-    def _step(optimizer: Any, parameters: list[torch.Tensor], found: Gradients) -> Tensors:
-        """One step at the highest rate."""
+    def _step(
+        optimizer: Any, parameters: list[torch.Tensor], found: Gradients, gradient: Tensors | None = None
+    ) -> Tensors:
+        """One step at the highest rate on what was found, or on another gradient, that lasts."""
         scales = scales_of(optimizer, parameters, found.second, highest_rates(optimizer), found.updates)
         if scales is None:
             raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
-        return step_of(found.parts["total"], scales)
+        return step_of(found.parts["total"] if gradient is None else gradient, scales)
 
-    def _share(self, task: Watched, forces: list[tuple[float, float]], left: float, entry: dict[str, Any]) -> float:
-        """The least share that holds one task, by the change of its score in a step on new and on rehearsed rows, each
-        with its standard error."""
+    def _share(self, task: Watched, forces: list[tuple[float, float]], left: Reach, entry: dict[str, Any]) -> float:
+        """The least share that holds one task, by the change of its score in a step on new rows, on rehearsed rows and,
+        where there is a moment, on what it carries, each with its standard error; 0 where rehearsal can wait."""
         told = entry["tasks"][task.name]
         score = min(max(told["score"], _EDGE), 1 - _EDGE)
-        (new, new_error), (old, old_error) = ([each / (score * (1 - score)) for each in force] for force in forces)
+        (new, new_error), (old, old_error), *rest = ([each / (score * (1 - score)) for each in f] for f in forces)
+        carried = rest[0][0] if rest else 0.0
+        task.forces = {"new": new, "old": old, "carried": carried, "step": float(entry["step"])}
         slope = calibrate(task.predicted, task.measured, _PAIRS)
         factor = 1.0 if slope is None else min(max(slope, _FACTORS[0]), _FACTORS[1])
-        if not left:
+        if not left.coming:
             told["not_estimable"] = "the learning rate is 0 to the end, so that nothing drifts any more"
             return 0.0
-        tolerated = tolerated_drift(score, task.floor, left) / factor
-        fraction = rehearsal_fraction(new, old, tolerated)
-        task.forces = {"new": new, "old": old, "step": float(entry["step"]), "left": left}
+        room = (logit(score) - logit(min(max(task.floor, _EDGE), 1 - _EDGE))) / factor
+        tolerated = (room + left.carried * carried) / left.coming
+        needed = rehearsal_fraction(new, old, tolerated)
+        errors = [error if math.isfinite(error) else 0.0 for error in (new_error, old_error)]
+        hoped = rehearsal_fraction(new + errors[0], old + errors[1], tolerated)
+        waits = hoped.feasible and can_wait(hoped.value, left, self.most)
         told |= {
-            "new": new, "rehearsal": old, "tolerated": tolerated, "calibration": factor, "share": fraction.value,
-            "feasible": fraction.feasible, "helps": old > new,
+            "new": new, "rehearsal": old, "carried": carried, "tolerated": tolerated, "calibration": factor,
+            "needed": needed.value, "waits": waits, "share": 0.0 if waits else needed.value,
+            "feasible": needed.feasible, "helps": old > new,
             "new_error": finite_or_none(new_error), "rehearsal_error": finite_or_none(old_error),
         }  # fmt: skip
-        if not fraction.feasible:
-            told["reason"] = fraction.reason
-            logger.warning(f"Rehearsal, step {entry['step']}: {task.name!r} cannot be held: {fraction.reason}.")
-        return fraction.value
+        if not needed.feasible and not waits:
+            told["reason"] = needed.reason
+            logger.warning(f"Rehearsal, step {entry['step']}: {task.name!r} cannot be held: {needed.reason}.")
+        return float(told["share"])
 
 
 def finite_or_none(value: float) -> float | None:
@@ -309,12 +339,11 @@ def highest_rates(optimizer: Any) -> list[float]:
     return [float(group.get("initial_lr", group["lr"])) for group in plain_optimizer(optimizer).param_groups]
 
 
-def steps_left(optimizer: Any, scheduler: Any, step: int, end: int) -> float:
-    """Steps to the end of a training, counted in steps at the highest learning rate; see [`coming_rates`].
+def relative_rates(optimizer: Any, scheduler: Any, start: int, end: int) -> list[float]:
+    """Learning rates of the steps `start` to `end - 1`, as shares of the highest; see [`rates_between`].
 
-    Args:
-        optimizer, scheduler: of the trainer.
-        step, end (`int`): steps done, and in all.
+    Those of the first parameter group stand for all.
     """
-    mean, highest = coming_rates(optimizer, scheduler, end - step)[0], highest_rates(optimizer)[0]
-    return (end - step) * mean / highest if highest else 0.0
+    highest = highest_rates(optimizer)[0]
+    told = rates_between(optimizer, scheduler, start, end)
+    return [rates[0] / highest if highest else 0.0 for rates in told]

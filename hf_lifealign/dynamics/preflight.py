@@ -133,10 +133,13 @@ class Finished:
 
     def floor(self, task: str, by_pairs: bool) -> float | None:
         """The floor that the run has set itself for a task, if it was watched in the same way."""
+        from hf_lifealign.strategies.watching import floor_of
+
         told = self.score(task)
         if not told or ("scale" in told) != by_pairs:
             return None
-        return max(float(told["score"]["score"] - self._dynamic().get("tolerance", 0.0)), 0.0)
+        settings = self._dynamic()
+        return floor_of(told, settings.get("tolerance", 0.0), settings.get("keep", 1.0))
 
 
 def preflight(

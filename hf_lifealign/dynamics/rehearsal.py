@@ -5,6 +5,7 @@ Forces are changes of logit S in one step.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -38,26 +39,80 @@ def rehearsal_fraction(new: float, rehearsal: float, tolerated: float = 0.0) -> 
     Args:
         new (`float`): force of the new task's data, in logit S for each step.
         rehearsal (`float`): force of the rehearsed data.
-        tolerated (`float`): drift downwards that is tolerated in a step, at least 0.
+        tolerated (`float`): drift downwards that is tolerated in a step; below 0 where the score has to rise.
 
     Returns:
         [`Fraction`]; where even a batch of nothing but rehearsal drifts further, `feasible` is false, and `value` is
         the end that drifts less: 1, or 0 where rehearsal is worse than the new data.
 
     Raises:
-        ValueError: if `tolerated` is negative, or a force is not finite.
+        ValueError: if one of them is not finite.
     """
-    if tolerated < 0 or not (math.isfinite(new) and math.isfinite(rehearsal) and math.isfinite(tolerated)):
+    if not (math.isfinite(new) and math.isfinite(rehearsal) and math.isfinite(tolerated)):
         raise ValueError(
-            f"You gave the forces {new} and {rehearsal} and tolerated={tolerated}. Forces have to be finite, and what "
-            "is tolerated at least 0."
+            f"You gave the forces {new} and {rehearsal} and tolerated={tolerated}. They have to be finite."
         )
     if new >= -tolerated:
         return Fraction(0.0, True, "the new data alone stay within what is tolerated")
     if rehearsal < -tolerated:
-        reason = f"even rehearsal alone drifts by {rehearsal:.3g} a step; {-tolerated:.3g} is tolerated"
+        asked = f"{-tolerated:.3g} is {'tolerated' if tolerated >= 0 else 'asked for'}"
+        reason = f"even rehearsal alone drifts by {rehearsal:.3g} a step; {asked}"
         return Fraction(1.0 if rehearsal > new else 0.0, False, reason)
     return Fraction(min(1.0, (-tolerated - new) / (rehearsal - new)), True)
+
+
+@dataclass(frozen=True)
+class Reach:
+    r"""
+    How many steps' worth of change is still to come, in steps at the highest learning rate on a lasting gradient.
+
+    With momentum a batch moves the parameters over the steps after it, so that the last ones before the end move them
+    by a part of a step only, and what earlier batches left in the moment moves them on.
+
+    Args:
+        carried (`float`): by what the moment carries of the batches so far.
+        coming (`float`): by all batches to come.
+        later (`float`): by those of them after the first `wait`.
+    """
+
+    carried: float
+    coming: float
+    later: float
+
+
+def reach(rates: Sequence[float], decay: float = 0.0, steps: float = math.inf, wait: int = 0) -> Reach:
+    r"""
+    [`Reach`] of coming steps under a first moment that decays.
+
+    The update of step `i = 1, 2, ...` is ``rates[i-1] / (1 - b**(t+i)) * (b**i (1 - b**t) m + (1 - b) sum over j <= i
+    of b**(i-j) g_j)``, `m` the moment as corrected by Adam after `t` steps and `g_j` the coming gradients; without the
+    denominators for an infinite `t`, as of SGD.
+
+    Args:
+        rates (`list[float]`): of the coming steps, as shares of the highest rate.
+        decay (`float`): `b` in [0, 1).
+        steps (`float`): `t`.
+        wait (`int`): steps before the later ones.
+    """
+    carried = coming = later = 0.0
+    for i, rate in enumerate(rates, 1):
+        begun = 1 - decay ** (steps + i)
+        carried += rate * decay**i * (1 - decay**steps) / begun
+        coming += rate * (1 - decay**i) / begun
+        if i > wait:
+            later += rate * (1 - decay ** (i - wait)) / begun
+    return Reach(carried, coming, later)
+
+
+def can_wait(share: float, left: Reach, most: float = 1.0) -> bool:
+    """Whether the same amount of rehearsal can still be done after the wait, at a share of `most`.
+
+    Args:
+        share (`float`): of rehearsal from now to the end that does.
+        left ([`Reach`]): of the steps to the end.
+        most (`float`): highest share.
+    """
+    return left.later > 0 and share * left.coming <= most * left.later
 
 
 def tolerated_drift(score: float, floor: float, steps: float) -> float:

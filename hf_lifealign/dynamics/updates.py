@@ -1,6 +1,8 @@
 """What an optimizer makes of a gradient: directions of AdamW and SGD, and AdamW's step split exactly."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,25 +44,81 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def coming_rates(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
-    """Learning rate of each parameter group, as the mean over the coming steps.
+    """Learning rate of each parameter group, as the mean over the coming steps; see [`rates_between`].
 
     A force is what a step does, and the rate of a single step may be 0: at the start of a warm-up, or at the end of a
-    decay. A `LambdaLR`, which all schedules of transformers by a formula are, tells later rates without being stepped.
-    Of any other schedule, and where no step is to come, the present rates are given.
+    decay. Where no step is to come, the present rates are given.
 
     Args:
         optimizer (`torch.optim.Optimizer`): or accelerate's wrapper of one.
         scheduler (`LRScheduler`, *optional*): its schedule.
         steps (`int`): how many are to come.
     """
+    now = scheduler.last_epoch if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) else 0
+    told = rates_between(optimizer, scheduler, now, now + steps)
+    if not told:
+        return [float(group["lr"]) for group in plain_optimizer(optimizer).param_groups]
+    return [sum(rates) / len(told) for rates in zip(*told, strict=True)]
+
+
+def rates_between(optimizer: Any, scheduler: Any, start: int, end: int) -> list[list[float]]:
+    """Learning rates of the steps `start` to `end - 1`, and in each of the parameter groups.
+
+    A `LambdaLR`, which all schedules of transformers by a formula are, tells the rates of other steps without being
+    stepped. Of any other schedule the present rates are given.
+    """
     groups = plain_optimizer(optimizer).param_groups
-    if steps > 0 and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        coming = range(scheduler.last_epoch, scheduler.last_epoch + steps)
-        told = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        means = [float(base) * sum(float(rate(step)) for step in coming) / steps for base, rate in told]
-        if len(means) == len(groups):
-            return means
-    return [float(group["lr"]) for group in groups]
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) and len(scheduler.lr_lambdas) == len(groups):
+        told = list(zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
+        return [[float(base) * float(rate(step)) for base, rate in told] for step in range(start, end)]
+    return [[float(group["lr"]) for group in groups]] * max(0, end - start)
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """The first moment that an optimizer carries into the coming steps.
+
+    Args:
+        decay (`float`): what of it is left after a step; 0 without momentum.
+        steps (`float`): of which it is the mean, so that Adam divides by ``1 - decay ** steps``; infinite where it is
+            not corrected for having begun at 0.
+        gradient (`list[torch.Tensor]`, *optional*): the lasting gradient that it stands for, on the scale of
+            [`scales_of`]; `None` before the first step, and without momentum.
+    """
+
+    decay: float
+    steps: float
+    gradient: Tensors | None
+
+
+def momentum_of(optimizer: Any, parameters: Sequence[torch.Tensor]) -> Momentum:
+    """What SGD, Adam or AdamW carries of earlier gradients; nothing of any other optimizer.
+
+    The decay is that of the first parameter group.
+    """
+    plain = plain_optimizer(optimizer)
+    group, states = plain.param_groups[0], [plain.state.get(p) or {} for p in parameters]
+    if isinstance(plain, torch.optim.Adam | torch.optim.AdamW):
+        decay = float(group["betas"][0])
+        steps = max((float(state["step"]) for state in states if "exp_avg" in state), default=0.0)
+        if not steps or not decay:
+            return Momentum(decay, steps, None)
+        share = 1 - decay**steps
+        found = [
+            s["exp_avg"] / share if "exp_avg" in s else p.new_zeros(p.shape)
+            for s, p in zip(states, parameters, strict=True)
+        ]
+        return Momentum(decay, steps, found)
+    decay = float(group.get("momentum", 0.0)) if isinstance(plain, torch.optim.SGD) else 0.0
+    if not decay or not any(state.get("momentum_buffer") is not None for state in states):
+        return Momentum(decay, math.inf, None)
+    scale = (1 - decay) / (1 - float(group["dampening"]))
+    held = [state.get("momentum_buffer") for state in states]
+    return Momentum(
+        decay,
+        math.inf,
+        [p.new_zeros(p.shape) if h is None else scale * h for h, p in zip(held, parameters, strict=True)],
+    )
 
 
 def scales_of(
@@ -80,7 +138,8 @@ def scales_of(
     would seem to leap, and `s` is taken.
 
     A gradient that lasts passes the first moment unchanged, and a momentum of SGD multiplies it by ``1 / (1 -
-    momentum)``; what the moments still carry of earlier gradients is not counted. Weight decay is not either.
+    momentum)``; what the moments still carry of earlier gradients is not counted, see [`momentum_of`]. Weight decay is
+    not either.
 
     Args:
         optimizer (`torch.optim.Optimizer`): or accelerate's wrapper of one.

@@ -11,7 +11,7 @@ from datasets import Dataset
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
 from hf_lifealign.strategies.replay import ReplayStrategy
-from hf_lifealign.strategies.watching import BY_PAIRS, JudgedWatch, PairWatch, UnwatchableError, Watch
+from hf_lifealign.strategies.watching import BY_PAIRS, JudgedWatch, PairWatch, UnwatchableError, Watch, floor_of
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -32,12 +32,13 @@ class DynamicReplayStrategy(ReplayStrategy):
 
     Each task has a score between 0 and 1. By default it is how surely the model prefers what the task taught it to
     prefer, on pairs that were never trained on ([`PreferenceMeter`]); with a judge it is the probability that the
-    model's answers to the task's prompts are judged aligned, as in the paper, which says more and takes longer. When
-    a task has been trained, its score less `tolerance` becomes its floor. In later preference phases the share of
-    rehearsal is the least at which no earlier score is predicted to fall below its floor before the end of the phase;
-    it falls by half at most from one measurement to the next, since forces are noisy. A score that surely lies below
-    its floor brings a booster of nothing but rehearsal. The phase has as many steps as with fixed replay of the same
-    rows; what is not rehearsed is the new task, whose rows come round more often.
+    model's answers to the task's prompts are judged aligned, as in the paper, which is what users see, and a noisier
+    measurement. When a task has been trained, its score less a little becomes its floor, for the end of each later
+    preference phase. Within a phase a score may fall further: what is rehearsed early is undone by what follows, so
+    that rehearsal waits as long as it can still bring all scores back to their floors, and then takes the least share
+    of each batch that does; see [`RehearsalControl`]. Where that is not enough, a booster of nothing but rehearsal
+    comes. The phase has as many steps as with fixed replay of the same rows; what is not rehearsed is the new task,
+    whose rows come round more often.
 
     Args:
         judges (`dict[str, Callable | str]`, *optional*): for each task that later ones shall not undo a judge, see
@@ -46,7 +47,8 @@ class DynamicReplayStrategy(ReplayStrategy):
         fraction (`float`): as of [`ReplayStrategy`]; the share of a phase's rows that fixed replay would have is where
             each phase begins if nothing can be measured.
         capacity (`int`, *optional*): as there.
-        tolerance (`float`): by how much a score may fall.
+        tolerance (`float`): by how much a judged score may fall.
+        keep (`float`): by pairs, the share that shall stay of what a task gained over the 0.5 of the untouched base.
         every (`int`): steps between measurements.
         pairs (`int`): by which a task is watched, and a tenth of its rows at most. They are kept beside what is
             rehearsed, and neither trained on nor rehearsed.
@@ -68,6 +70,7 @@ class DynamicReplayStrategy(ReplayStrategy):
         fraction: float = 0.2,
         capacity: int | None = None,
         tolerance: float = 0.05,
+        keep: float = 0.9,
         every: int = 25,
         pairs: int = 32,
         probes: int = 16,
@@ -77,16 +80,22 @@ class DynamicReplayStrategy(ReplayStrategy):
         booster_steps: int = 10,
     ):
         super().__init__(fraction, capacity)
-        if not 0 < tolerance < 1:
-            raise ValueError(
-                f"You set tolerance={tolerance} of the strategy 'dynamic_replay'. It has to lie in (0, 1)."
-            )
+        for setting, value in (("tolerance", tolerance), ("keep", keep)):
+            if not 0 < value < 1:
+                raise ValueError(
+                    f"You set {setting}={value} of the strategy 'dynamic_replay'. It has to lie in (0, 1)."
+                )
         self.refuse_below(
             1, every=every, max_new_tokens=max_new_tokens, force_rows=force_rows, booster_steps=booster_steps
         )
         self.refuse_below(2, pairs=pairs, probes=probes, samples=samples)
-        self.tolerance, self.every, self.pairs, self.probes, self.samples = tolerance, every, pairs, probes, samples
-        self.max_new_tokens, self.force_rows, self.booster_steps = max_new_tokens, force_rows, booster_steps
+        self.tolerance, self.keep, self.every, self.pairs = tolerance, keep, every, pairs
+        (
+            self.probes,
+            self.samples,
+            self.max_new_tokens,
+        ) = probes, samples, max_new_tokens
+        self.force_rows, self.booster_steps = force_rows, booster_steps
         self._judges = dict(judges or {})
         self._watches: dict[str, Watch] = {}
         self._control: RehearsalControl | None = None
@@ -215,9 +224,11 @@ class DynamicReplayStrategy(ReplayStrategy):
         content = read_json(file) if file.is_file() else {}
         if content.get("score") is None or not kept.is_file():
             raise UnwatchableError("its rows or its score are not at hand")
-        floor = content["score"]["score"] - self.tolerance
+        floor = floor_of(content, self.tolerance, self.keep)
         if floor <= 0:
-            raise UnwatchableError("its floor is 0")
+            raise UnwatchableError(
+                "it has gained nothing that could be lost" if "scale" in content else "its floor is 0"
+            )
         return Watched(task, self._watches[task].meter(run, task, self._probed(read_json(kept)), content), floor)
 
     def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
@@ -281,7 +292,7 @@ class DynamicReplayStrategy(ReplayStrategy):
             found |= {
                 "measurements": len(entries),
                 "boosters": sum("booster" in entry for entry in entries),
-                "infeasible": sum(not t.get("feasible", True) for entry in entries for t in entry["tasks"].values()),
+                "infeasible": sum("reason" in t for entry in entries for t in entry["tasks"].values()),
             }
             if run.is_main_process:
                 write_json(run.strategy_file(self, f"{run.label(phase.task)}-forces.json"), entries)

@@ -20,6 +20,20 @@ class UnwatchableError(Exception):
     """A task has no score; the message says why, and ends the sentence "... is not held: "."""
 
 
+def floor_of(told: Mapping[str, Any], tolerance: float, keep: float) -> float:
+    """The score below which a task shall not fall; 0 if there is nothing to hold.
+
+    Args:
+        told (`dict`): what is kept of the task's score.
+        tolerance (`float`): by how much a judged score may fall.
+        keep (`float`): share that shall stay of what the task gained by its pairs, over the 0.5 of the untouched base.
+    """
+    score = float(told["score"]["score"])
+    if "scale" not in told:
+        return max(score - tolerance, 0.0)
+    return 0.5 + keep * (score - 0.5) if score > 0.5 else 0.0
+
+
 class Watch(Protocol):
     """A way to watch a task."""
 

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from support.toy_language import Toy
 
 from hf_lifealign.dynamics.forces import IGNORED, importance_weights, leave_one_out_weights, split_nll
+from hf_lifealign.dynamics.rehearsal import reach
 from hf_lifealign.dynamics.updates import (
     AdamWSplit,
     coming_rates,
     difference,
     inner_product,
+    momentum_of,
     norm,
     scales_of,
     snapshot,
@@ -310,3 +312,50 @@ def test_inner_products_are_summed_in_float64() -> None:
     assert inner_product(big, big) == pytest.approx(1e-3, rel=1e-6)
     assert norm([torch.tensor([3.0, 4.0])]) == pytest.approx(5)
     assert math.isfinite(norm([torch.tensor([1.0], dtype=torch.bfloat16)]))
+
+
+OPTIMIZERS = {
+    "adam": lambda theta: torch.optim.Adam(theta, lr=0.1, betas=(0.8, 0.9)),
+    "adamw": lambda theta: torch.optim.AdamW(theta, lr=0.1, betas=(0.8, 0.9), weight_decay=0.0),
+    "sgd": lambda theta: torch.optim.SGD(theta, lr=0.1, momentum=0.7),
+    "damped": lambda theta: torch.optim.SGD(theta, lr=0.1, momentum=0.7, dampening=0.4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_moment_is_what_the_optimizer_carries(name: str) -> None:
+    """A step without a gradient is the carried part of a step on the moment."""
+    torch.manual_seed(0)
+    theta = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
+    optimizer = OPTIMIZERS[name](theta)
+    assert momentum_of(optimizer, theta).gradient is None, "before the first step"
+    for _ in range(4):
+        for p in theta:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    found = momentum_of(optimizer, theta)
+    assert found.gradient is not None
+    second = [torch.zeros_like(p) for p in theta]
+    if "adam" in name:  # the step decays the second moment too
+        second = [0.9 * optimizer.state[p]["exp_avg_sq"] / (1 - 0.9**5) for p in theta]
+        told = [-0.1 * g / (v.sqrt() + 1e-8) for g, v in zip(found.gradient, second, strict=True)]
+    else:
+        scales = scales_of(optimizer, theta, second)
+        assert scales is not None
+        told = step_of(found.gradient, scales)
+    before = [p.detach().clone() for p in theta]
+    for p in theta:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    carried = reach([1.0], found.decay, found.steps).carried
+    for p, b, step in zip(theta, before, told, strict=True):
+        assert torch.allclose(p.detach() - b, carried * step, rtol=1e-4)
+
+
+def test_there_is_no_moment_without_momentum() -> None:
+    theta = [torch.nn.Parameter(torch.ones(3))]
+    for optimizer in (torch.optim.SGD(theta, lr=0.1), torch.optim.Adagrad(theta)):
+        theta[0].grad = torch.ones(3)
+        optimizer.step()
+        found = momentum_of(optimizer, theta)
+        assert (found.decay, found.steps, found.gradient) == (0.0, math.inf, None)

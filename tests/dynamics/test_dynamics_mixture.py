@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lifealign.dynamics.mixture import Mixture, MixtureSampler
-from hf_lifealign.dynamics.rehearsal import calibrate, horizon, logit, rehearsal_fraction, tolerated_drift
+from hf_lifealign.dynamics.rehearsal import (
+    Reach,
+    calibrate,
+    can_wait,
+    horizon,
+    logit,
+    reach,
+    rehearsal_fraction,
+    tolerated_drift,
+)
 
 FLAGS = [False] * 30 + [True] * 10
 small = st.floats(-5, 5)
@@ -79,7 +88,7 @@ def test_a_mixture_needs_both_kinds(flags: list[bool]) -> None:
 # How much
 
 
-@given(new=small, old=small, tolerated=st.floats(0, 2))
+@given(new=small, old=small, tolerated=st.floats(-2, 2))
 def test_the_fraction_is_the_least_that_holds_the_drift(new: float, old: float, tolerated: float) -> None:
     found = rehearsal_fraction(new, old, tolerated)
     assert 0 <= found.value <= 1
@@ -102,9 +111,48 @@ def test_the_fraction_in_numbers() -> None:
     assert rehearsal_fraction(-0.1, 0.3, tolerated=0.06).value == pytest.approx(0.1)
     assert rehearsal_fraction(0.2, 0.3).value == 0
     assert not rehearsal_fraction(-0.5, -0.1).feasible
-    for bad in ((math.nan, 0.1, 0.0), (0.1, math.inf, 0.0), (0.1, 0.1, -1.0)):
+    assert rehearsal_fraction(-0.1, 0.3, tolerated=-0.1).value == pytest.approx(0.5), "it has to rise"
+    assert rehearsal_fraction(0.05, 0.3, tolerated=-0.1).value == pytest.approx(0.2)
+    for bad in ((math.nan, 0.1, 0.0), (0.1, math.inf, 0.0), (0.1, 0.1, math.nan)):
         with pytest.raises(ValueError, match="finite"):
             rehearsal_fraction(*bad)
+
+
+rate_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def adam_steps(rates: list[float], decay: float, begun: int, moment: float, gradients: list[float]) -> float:
+    """Sum of Adam's steps at a second moment of 1, from a corrected first moment after `begun` steps."""
+    held, total = moment * (1 - decay**begun), 0.0
+    for i, (rate, gradient) in enumerate(zip(rates, gradients, strict=True), 1):
+        held = decay * held + (1 - decay) * gradient
+        total += rate * held / (1 - decay ** (begun + i))
+    return total
+
+
+@given(rate_lists, st.sampled_from([0.5, 0.9]), st.integers(0, 40), st.integers(0, 12), st.floats(-2, 2))
+def test_reach_is_what_adam_does(rates: list[float], decay: float, begun: int, wait: int, moment: float) -> None:
+    """The steps on one gradient until `wait`, and on another after it."""
+    left = reach(rates, decay, begun, wait)
+    new, old = -0.3, 0.7
+    gradients = [new if i < wait else old for i in range(len(rates))]
+    exact = adam_steps(rates, decay, begun, moment if begun else 0.0, gradients)
+    told = left.coming * new + left.later * (old - new) + left.carried * moment
+    assert told == pytest.approx(exact, abs=1e-9)
+    assert left.carried + left.coming == pytest.approx(sum(rates)), "a lasting gradient makes whole steps"
+    plain = reach(rates, wait=wait)
+    assert (plain.carried, plain.coming) == (0, pytest.approx(sum(rates)))
+    assert plain.later == pytest.approx(sum(rates[wait:]))
+
+
+@given(rate_lists, st.integers(0, 12), st.floats(0, 1), st.floats(0.1, 1))
+def test_what_can_wait_can_be_made_up_for(rates: list[float], wait: int, share: float, most: float) -> None:
+    left = reach(rates, 0.9, 5, wait)
+    if can_wait(share, left, most):
+        assert share * left.coming / left.later <= most * (1 + 1e-9)
+    elif left.later:
+        assert share * left.coming / left.later > most * (1 - 1e-9)
+    assert not can_wait(share, Reach(0, 3, 0), most), "there is no later"
 
 
 def test_horizon_and_tolerance_are_each_others_inverse() -> None:
