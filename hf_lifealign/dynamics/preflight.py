@@ -28,7 +28,7 @@ class Forecast:
 
     Args:
         task (`str`): the earlier task.
-        score, low, high (`float`): its alignment score now, with its interval.
+        score, low, high (`float`): its score now, of judged answers or by its pairs, with its interval.
         floor (`float`): below which it shall not fall.
         steps (`int`): optimizer steps that the new task would take.
         force (`float`, *optional*): change of logit S in one step on the new rows, at the full learning rate.

@@ -55,8 +55,8 @@ def rehearsal_fraction(new: float, rehearsal: float, tolerated: float = 0.0) -> 
     if new >= -tolerated:
         return Fraction(0.0, True, "the new data alone stay within what is tolerated")
     if rehearsal < -tolerated:
-        asked = f"{-tolerated:.3g} is {'tolerated' if tolerated >= 0 else 'asked for'}"
-        reason = f"even rehearsal alone drifts by {rehearsal:.3g} a step; {asked}"
+        asked = f"{-tolerated:+.3g} is {'tolerated' if tolerated >= 0 else 'asked for'}"
+        reason = f"even rehearsal alone moves it by {rehearsal:+.3g} a step; {asked}"
         return Fraction(1.0 if rehearsal > new else 0.0, False, reason)
     return Fraction(min(1.0, (-tolerated - new) / (rehearsal - new)), True)
 

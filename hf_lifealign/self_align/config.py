@@ -57,7 +57,7 @@ class EngraveSettings:
     def __post_init__(self) -> None:
         if self.checkpoint_steps < 1 or self.answers < 0:
             raise ValueError(
-                f"You set checkpoint_steps={self.checkpoint_steps} and answers={self.answers} of the stage 'engrave'. "
+                f"You set checkpoint_steps={self.checkpoint_steps} and answers={self.answers} of a stage that trains. "
                 "Set at least 1, and 0 or more."
             )
 

@@ -52,6 +52,10 @@ def shown_prompts(run: "SelfAlign") -> list[ShownPrompt]:
             run.prompts.respond(longest, principles=False),
             config.responses.max_new_tokens,
         )
+    if config.refine is not None:
+        texts["answer at length"] = (
+            run.prompts.at_length(longest, message=run.form is None), config.refine.max_new_tokens,
+        )  # fmt: skip
     room = _room(run)
     return [
         ShownPrompt(name, text, len(run.tokenizer(text)["input_ids"]), answer, room)

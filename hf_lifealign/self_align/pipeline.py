@@ -102,16 +102,16 @@ class SelfAlign:
         """The engraved model, as one who writes."""
         if self._engraved is None:
             from peft import PeftModel
-            from transformers import AutoModelForCausalLM
 
             import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
-            from hf_lifealign.models import resolve_model
             from hf_lifealign.self_align.generators import TransformersGenerator
 
-            base = AutoModelForCausalLM.from_pretrained(resolve_model(self.config.model), trust_remote_code=False)
-            model: Any = PeftModel.from_pretrained(base, str(self.store.folder(ENGRAVE)))
-            size = self.config.generator.get("batch_size", 16)
-            self._engraved = TransformersGenerator(model, self.tokenizer, size, chat=self.form is None)
+            # in the form and at the place that are set for the one who writes, if that is a model on this machine
+            given = self.config.generator if self.config.generator.get("backend") != "server" else {}
+            options = {name: given[name] for name in ("batch_size", "dtype", "device") if name in given}
+            base = TransformersGenerator(self.config.model, self.tokenizer, chat=self.form is None, **options)
+            model: Any = PeftModel.from_pretrained(base.model, str(self.store.folder(ENGRAVE))).eval()
+            self._engraved = TransformersGenerator(model, self.tokenizer, base.batch_size, chat=base.chat)
         return self._engraved
 
     @property
@@ -253,7 +253,7 @@ class SelfAlign:
         for paired in (True, False):
             places = [i for i, row in enumerate(outcome.rows) if ("rejected" in row) == paired]
             found |= {int(i) for i in draws.permutation(places)[: share(len(places), self.config.held_out)]}
-        return found if len(found) < len(outcome.rows) else set(list(found)[1:])
+        return found if len(found) < len(outcome.rows) else found - {max(found)}
 
     def _engrave(self, made_of: dict[str, Any]) -> None:
         assert self.config.engrave is not None

@@ -14,14 +14,17 @@ import yaml
 from datasets import load_dataset
 from peft import PeftModel
 from support.openai_server import OpenAIServer
-from support.self_align import at_length, obedient
+from support.self_align import Mortal, at_length, obedient
 from support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from hf_lifealign import SelfAlign, SelfAlignConfig, TaskStream
+from hf_lifealign._recipes import build
+from hf_lifealign.lifelong.recipe import build_adapter
 from hf_lifealign.report.self_align import write_self_align_report
 from hf_lifealign.self_align.config import STAGES, EngraveSettings, RefineSettings, read_config
-from hf_lifealign.self_align.generators import Call, Generation, ScriptedGenerator
+from hf_lifealign.self_align.generators import ScriptedGenerator
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
 from hf_lifealign.self_align.stages.outcome import GaveUpError
 from hf_lifealign.self_align.stages.prompts import PromptSettings
@@ -144,20 +147,6 @@ def test_plain_texts_where_there_is_no_chat_template(tmp_path: Path, base: str) 
     assert NOTE not in json.dumps(run.data("preference", "train"))
 
 
-class Mortal(ScriptedGenerator):
-    """Lives for so many calls."""
-
-    def __init__(self, left: int):
-        super().__init__(obedient, batch_size=4)
-        self.left = left
-
-    def generate(self, call: Call) -> list[Generation]:
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return super().generate(call)
-
-
 class Killer(TrainerCallback):
     def __init__(self, stage: str, at: int):
         self.stage, self.at = stage, at
@@ -173,7 +162,7 @@ def test_a_kill_at_any_point_changes_nothing(tmp_path: Path, base: str) -> None:
     expected, calls = files(tmp_path / "whole"), whole.calls.made
     for _ in range((calls - 1) // 3):
         with pytest.raises(KeyboardInterrupt):
-            run_of(tmp_path / "killed", base, writer=Mortal(3), engrave=None).run()
+            run_of(tmp_path / "killed", base, writer=Mortal(obedient, 3), engrave=None).run()
     for stage, at in (("engrave", 0), ("engrave", 3), ("refine", 1), ("refine", 3)):
         with pytest.raises(KeyboardInterrupt):
             run_of(tmp_path / "killed", base, callbacks=[Killer(stage, at)]).run()
@@ -313,10 +302,12 @@ def test_the_command_from_end_to_end(tmp_path: Path, base: str) -> None:
 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        dry = lifealign("--dry-run")
+        dry = lifealign("--dry-run", "--set", "refine.max_new_tokens=300")
         assert dry.returncode == 0, dry.stderr[-2000:]
         assert "1 (kind): Be kind." in dry.stdout
         assert "answer with principles" in dry.stdout
+        (row,) = [line for line in dry.stdout.splitlines() if line.startswith("| answer at length")]
+        assert [cell.strip() for cell in row.split("|")][3:6] == ["300", "?", "yes"]
         assert not server.asked
         assert not (tmp_path / "run").exists()
         done = lifealign("--limit", "12", "--set", "responses.temperature=0.3")
@@ -340,3 +331,14 @@ def test_the_command_from_end_to_end(tmp_path: Path, base: str) -> None:
     assert manifest["made_of"]["settings"]["temperature"] == 0.3
     assert torch.isfinite(torch.tensor(json.loads((tmp_path / "run" / "engrave" / "manifest.json").read_text())["told"]
                                        ["after"]["loss"]))  # fmt: skip
+
+
+def test_the_shipped_recipe_is_a_run(tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "self_align" / "compact.yaml"
+    shipped = read_config(recipe, output_dir=str(tmp_path / "run"))
+    assert (shipped.preset, shipped.model) == ("compact", "embedded:smollm2-135m")
+    assert shipped.engrave is not None
+    assert build_adapter(dict(shipped.engrave.adapter)).r == 16
+    args = build(SFTConfig, shipped.engrave.training, "engrave.training", output_dir=str(tmp_path), bf16=False)
+    assert args.max_length == 256
+    assert SelfAlign(shipped).constitution.principles

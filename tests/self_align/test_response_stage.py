@@ -9,11 +9,12 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.self_align import Mortal
 from support.tiny import tiny_model, tiny_tokenizer
 
 from hf_lifealign.self_align.answers import ANSWER_REASONS
 from hf_lifealign.self_align.constitution import load_constitution
-from hf_lifealign.self_align.generators import Call, CallCache, Generation, ScriptedGenerator, TransformersGenerator
+from hf_lifealign.self_align.generators import CallCache, Generation, ScriptedGenerator, TransformersGenerator
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST, Prompts
 from hf_lifealign.self_align.stages.responses import (
     WITH,
@@ -107,27 +108,13 @@ def test_pairs(tmp_path: Path) -> None:
     assert "pairs" not in alone.told
 
 
-class Mortal(ScriptedGenerator):
-    """Lives for so many calls."""
-
-    def __init__(self, left: int):
-        super().__init__(ways, batch_size=4)
-        self.left = left
-
-    def generate(self, call: Call) -> list[Generation]:
-        if not self.left:
-            raise KeyboardInterrupt
-        self.left -= 1
-        return super().generate(call)
-
-
 def test_a_kill_at_any_call_changes_nothing(tmp_path: Path) -> None:
     whole = stage(tmp_path / "whole", ways)
     expected = whole.run(TASKS)
     for allowed in range(whole.calls.made):
         folder = tmp_path / f"killed-{allowed}"
         killed = stage(folder, ways)
-        killed.calls.generator = Mortal(allowed)
+        killed.calls.generator = Mortal(ways, allowed)
         with pytest.raises(KeyboardInterrupt):
             killed.run(TASKS)
         resumed = stage(folder, ways)

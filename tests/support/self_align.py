@@ -1,9 +1,29 @@
-"""A writer that follows every prompt of SELF-ALIGN, with words that are never the same."""
+"""Writers: one that follows every prompt of SELF-ALIGN, with words that are never the same, one who dies."""
 
 import random
+from collections.abc import Callable
 
-from hf_lifealign.self_align.generators import Generation
+from hf_lifealign.self_align.generators import Call, Generation, ScriptedGenerator
 from hf_lifealign.self_align.rendering import REPLY
+
+
+class Mortal(ScriptedGenerator):
+    """Lives for so many calls.
+
+    Args:
+        answer (`Callable`): what it says, as of [`ScriptedGenerator`].
+        left (`int`): calls.
+    """
+
+    def __init__(self, answer: Callable[[str, int, int], Generation | str], left: int):
+        super().__init__(answer, batch_size=4)
+        self.left = left
+
+    def generate(self, call: Call) -> list[Generation]:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().generate(call)
 
 
 def words(key: object, count: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from hf_lifealign._files import write_json
-from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator
+from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator, Sampling, plan_calls
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,12 @@ class CallCache:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def texts(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> Iterator[Generation]:
+        """A text for each prompt, in their order, in calls as large as the generator takes them; see
+        [`plan_calls`]."""
+        for made in self.run(plan_calls(prompts, sampling, seed, self.generator.batch_size)):
+            yield from made
 
     def find(self, call: Call) -> list[Generation] | None:
         """The kept texts of a call; `None` if it was not made, or if its file is damaged, which is told."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.self_align.answers import AnswerReader
 from hf_lifealign.self_align.generators.cache import CallCache
-from hf_lifealign.self_align.generators.protocol import Sampling, derived_seed, plan_calls
+from hf_lifealign.self_align.generators.protocol import Sampling, derived_seed
 from hf_lifealign.self_align.rendering import NOTE, REQUEST, Prompts
 from hf_lifealign.self_align.stages.outcome import Outcome, Progress
 
@@ -52,8 +52,7 @@ class CloneStage:
         )  # fmt: skip
         asked = [self.prompts.at_length(task["prompt"], self.messages) for task in tasks]
         self.calls.generator.refuse_too_long(asked, sampling)
-        planned = plan_calls(asked, sampling, derived_seed(self.seed, "cloning"), self.calls.generator.batch_size)
-        texts = (text for texts in self.calls.run(planned) for text in texts)
+        texts = self.calls.texts(asked, sampling, derived_seed(self.seed, "cloning"))
         for i, (task, text) in enumerate(zip(tasks, texts, strict=True)):
             answer = self.reader.read(text.text, task["prompt"], text.finished, with_note=False)
             if isinstance(answer, str):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hf_lifealign.self_align.answers import Answer, AnswerReader
 from hf_lifealign.self_align.choices import letter_logits
 from hf_lifealign.self_align.generators.cache import CallCache
-from hf_lifealign.self_align.generators.protocol import Sampling, derived_seed, plan_calls
+from hf_lifealign.self_align.generators.protocol import Sampling, derived_seed
 from hf_lifealign.self_align.near_duplicates import tokens
 from hf_lifealign.self_align.principle_labels import combined_scores, order_consistency
 from hf_lifealign.self_align.rendering import NOTE, REQUEST, Prompts
@@ -100,12 +100,10 @@ class JudgementStage:
         outcome = Outcome()
         asked = [task["prompt"] if self.messages else self.prompts.engraved(task["prompt"]) for task in tasks]
         self.calls.generator.refuse_too_long(asked, self.sampling)
-        drawn = []
-        for name in ("first", "second"):
-            planned = plan_calls(
-                asked, self.sampling, derived_seed(self.seed, "judgements", name), self.calls.generator.batch_size
-            )
-            drawn.append([text for texts in self.calls.run(planned) for text in texts])
+        drawn = [
+            list(self.calls.texts(asked, self.sampling, derived_seed(self.seed, "judgements", name)))
+            for name in ("first", "second")
+        ]
         for task, *texts in zip(tasks, *drawn, strict=True):
             read = [self.reader.read(each.text, task["prompt"], each.finished, with_note=False) for each in texts]
             answers = [each for each in read if isinstance(each, Answer)]

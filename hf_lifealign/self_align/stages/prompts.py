@@ -15,7 +15,7 @@ import numpy as np
 
 from hf_lifealign.self_align.constitution import TopicSeed
 from hf_lifealign.self_align.generators.cache import CallCache
-from hf_lifealign.self_align.generators.protocol import Generation, Sampling, derived_seed, plan_calls
+from hf_lifealign.self_align.generators.protocol import Generation, Sampling, derived_seed
 from hf_lifealign.self_align.rendering import Prompts
 from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome, Progress
 from hf_lifealign.self_align.tasks import TaskPool, read_line, read_list
@@ -118,9 +118,7 @@ class PromptStage:
 
     def _written(self, prompts: Sequence[str], sampling: Sampling, *purpose: Any) -> Iterator[Generation]:
         self.calls.generator.refuse_too_long(prompts, sampling)
-        seed = derived_seed(self.seed, *purpose)
-        for texts in self.calls.run(plan_calls(prompts, sampling, seed, self.calls.generator.batch_size)):
-            yield from texts
+        return self.calls.texts(prompts, sampling, derived_seed(self.seed, *purpose))
 
     # Self-instruct
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_lifealign.self_align.answers import Answer, AnswerReader
 from hf_lifealign.self_align.generators.cache import CallCache
-from hf_lifealign.self_align.generators.protocol import Generation, Sampling, derived_seed, plan_calls
+from hf_lifealign.self_align.generators.protocol import Generation, Sampling, derived_seed
 from hf_lifealign.self_align.near_duplicates import tokens
 from hf_lifealign.self_align.rendering import REQUEST, Prompts
 from hf_lifealign.self_align.stages.outcome import Outcome, Progress
@@ -131,9 +131,7 @@ class ResponseStage:
         outcome.told["reasons_without"] = outcome.reasons(answer=WITHOUT)
 
     def _written(self, prompts: Sequence[str], sampling: Sampling, purpose: str) -> Iterator[Generation]:
-        seed = derived_seed(self.seed, "responses", purpose)
-        for texts in self.calls.run(plan_calls(prompts, sampling, seed, self.calls.generator.batch_size)):
-            yield from texts
+        return self.calls.texts(prompts, sampling, derived_seed(self.seed, "responses", purpose))
 
 
 def training_rows(rows: Sequence[dict[str, Any]], prompts: Prompts | None = None) -> list[dict[str, Any]]:
