@@ -127,17 +127,23 @@ class DynamicReplayStrategy(ReplayStrategy):
 
     # Rows by which a task is watched
 
+    def _by_pairs(self, task: str) -> bool:
+        return isinstance(self._watches.get(task), PairWatch)
+
     def _watched_rows(self, task: str, rows: int) -> int:
         """How many of a task's rows are neither trained on nor rehearsed."""
-        by_pairs = isinstance(self._watches.get(task), PairWatch)
-        return min(self.pairs, max(2, rows // 10), rows // 2) if by_pairs else 0
+        return min(self.pairs, max(2, rows // 10), rows // 2) if self._by_pairs(task) else 0
 
     def _quota(self, task: str, rows: int) -> int:
         return min(rows, super()._quota(task, rows) + self._watched_rows(task, rows))
 
+    @staticmethod
+    def _own_rows(run: Run, task: str) -> int:
+        return len(run.stream[task].load().train)
+
     def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
         content = super()._sample(run, task, indices)
-        watched = self._watched_rows(task, len(run.training_rows(task)))
+        watched = self._watched_rows(task, self._own_rows(run, task))
         return content | ({"watched": watched} if watched else {})
 
     def _replayable(self, run: Run, task: str) -> list[dict[str, Any]]:
@@ -189,10 +195,11 @@ class DynamicReplayStrategy(ReplayStrategy):
     def _without_watched(self, run: Run, task: str, rows: Dataset) -> Dataset:
         """Rows of a phase, of which the task's own stand first, without those by which it will be watched: of what was
         learnt by heart a model forgets least, and rows that it never saw tell what its users will."""
-        watched = self._watched_rows(task, len(run.training_rows(task)))
+        own = self._own_rows(run, task)
+        watched = self._watched_rows(task, own)
         if not watched:
             return rows
-        left_out = set(self._sample(run, task)["row_indices"][-watched:])
+        left_out = set(self._indices(run, task, own)[-watched:])
         return rows.select([i for i in range(len(rows)) if i not in left_out])
 
     def callbacks(self, run: Run, phase: Phase) -> "Sequence[TrainerCallback]":
@@ -280,7 +287,7 @@ class DynamicReplayStrategy(ReplayStrategy):
         return tuple(found)
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
-        own = len(run.training_rows(phase.task))
+        own = self._own_rows(run, phase.task)
         told = super().record(run, phase) | {"train_rows": own - self._watched_rows(phase.task, own)}
         if self._mixture is None or phase.name != PREFERENCE:
             return told

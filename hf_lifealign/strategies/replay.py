@@ -107,12 +107,15 @@ class ReplayStrategy(Strategy):
         """How many of its rows are kept of a task."""
         return share(rows, self.fraction)
 
+    def _indices(self, run: Run, task: str, rows: int) -> list[int]:
+        """Which of a task's rows are kept of it."""
+        return reservoir(rows, self._quota(task, rows), seeded_generator(run.seed, "replay", task))
+
     def _sample(self, run: Run, task: str, indices: list[int] | None = None) -> dict[str, Any]:
         """What is kept of a task, as JSON."""
         rows = run.training_rows(task)  # on every process: it may have to compute
-        quota = self._quota(task, len(rows))
         if indices is None or not all(isinstance(i, int) and 0 <= i < len(rows) for i in indices):
-            indices = reservoir(len(rows), quota, seeded_generator(run.seed, "replay", task))
+            indices = self._indices(run, task, len(rows))
         return {"task": task, "fraction": self.fraction, "row_indices": indices, "rows": [rows[i] for i in indices]}
 
     def after_task(self, run: Run, task: str) -> None:

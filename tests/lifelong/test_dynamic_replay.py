@@ -416,7 +416,8 @@ def test_what_is_kept_to_be_watched(rows: int, fraction: float, pairs: int, kept
     given = strategy(judges={"one": "preference"}, fraction=fraction, pairs=pairs)
     given._watches = {"one": PairWatch()}
     own = preference_dataset(rows)
-    run: Any = SimpleNamespace(seed=0, training_rows=lambda task: own)
+    loaded = SimpleNamespace(load=lambda: SimpleNamespace(train=own))
+    run: Any = SimpleNamespace(seed=0, training_rows=lambda task: own, stream={"one": loaded, "two": loaded})
     content = given._sample(run, "one")
     assert (len(content["rows"]), content.get("watched", 0)) == (kept, watched)
     assert "watched" not in given._sample(run, "two")
