@@ -25,7 +25,7 @@ _KEYS = {
     "seed": "of everything that is drawn",
     "preset": "paper, or compact for contexts of 2048 tokens",
     "constitution": "files in place of shipped ones: principles, exemplars, seeds, topics; and templates, a folder",
-    "generator": "who writes: backend (transformers or server) and its options; the base itself by default",
+    "generator": "who writes: backend (transformers, vllm or server), its options; the base itself by default",
     "prompts": "settings of stage 1",
     "responses": "settings of stage 2",
     "engrave": "settings of stage 3; null leaves it and stage 4 out",
@@ -33,7 +33,7 @@ _KEYS = {
     "conversational": "whether training rows are messages",
     "held_out": "share of the rows that is not trained on",
 }
-_BACKENDS = ("transformers", "server")
+_BACKENDS = ("transformers", "vllm", "server")
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class SelfAlignConfig:
         seed (`int`): of examples, calls and training.
         preset (`str`): `"paper"` or `"compact"`; see [`Prompts`].
         constitution (`dict`): files of [`load_constitution`], and `templates`.
-        generator (`dict`): `backend`, `"transformers"` or `"server"`, and the options of [`TransformersGenerator`] or
-            [`ServerGenerator`]; the base itself by default.
+        generator (`dict`): `backend`, `"transformers"`, `"vllm"` or `"server"`, and the options of
+            [`TransformersGenerator`], [`VLLMGenerator`] or [`ServerGenerator`]; the base itself by default.
         prompts ([`PromptSettings`]), responses ([`ResponseSettings`]): of the first two stages.
         engrave ([`EngraveSettings`], *optional*): of the third; `None` ends with the data.
         refine ([`RefineSettings`], *optional*): of the fourth; `None` ends with the engraved model.
@@ -159,12 +159,12 @@ class SelfAlignConfig:
         Raises:
             ValueError: for options that the backend does not have.
         """
-        from hf_lifealign.self_align.generators import ServerGenerator, TransformersGenerator
+        from hf_lifealign.self_align.generators import ServerGenerator, TransformersGenerator, VLLMGenerator
 
         options = dict(self.generator)
-        server = options.pop("backend", _BACKENDS[0]) == "server"
-        cls: Any = ServerGenerator if server else TransformersGenerator
-        if not server:
+        backend = options.pop("backend", _BACKENDS[0])
+        cls: Any = {"server": ServerGenerator, "vllm": VLLMGenerator}.get(backend, TransformersGenerator)
+        if backend != "server":
             options.setdefault("model", self.model)
         elif "model" not in options:
             raise ValueError("You set a server as the generator, and no model. Name the model as the server calls it.")
