@@ -17,7 +17,7 @@ from hf_lifealign.dynamics.force_batch import ForceBatch, Gradients, NotEstimabl
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.measuring import from_first_process
 from hf_lifealign.dynamics.mixture import Mixture
-from hf_lifealign.dynamics.rehearsal import Reach, calibrate, can_wait, logit, reach, rehearsal_fraction
+from hf_lifealign.dynamics.rehearsal import Reach, calibrate, logit, reach, rehearsal_fraction, share_bounds
 from hf_lifealign.dynamics.updates import Tensors, momentum_of, plain_optimizer, rates_between, scales_of, step_of
 from hf_lifealign.judges import JudgeError
 from hf_lifealign.metrics.alignment_dynamics import ScoreEstimate
@@ -91,14 +91,13 @@ class RehearsalControl(TrainerCallback):
     the end of the phase; see [`rehearsal_fraction`]. Forces are those at the highest learning rate, what is left of the
     phase is counted in steps of that rate, and what the optimizer's moment carries on is part of it; see [`reach`].
 
-    What is rehearsed early is undone by what follows, and forces are noisy, as their standard errors tell. So rehearsal
-    waits as long as it can: while, by forces that are better by a standard error each, the same amount of it could
-    still be done after the next measurement at a share of `most`, the share is 0; see [`can_wait`]. The scores that
-    measurements find on the way, and not the forces, tell how much there is to be made up for. The last `every` steps
-    have measurements at a half and a quarter of them before the end as well.
+    Forces are noisy, as their standard errors tell. So the share begins as that of fixed replay, and stays as it is
+    while it lies between what would do if all forces were better by a standard error, and what would if they were worse
+    by one: it rises where it is surely too little, and falls where it is surely more than is needed.
 
-    Where a score surely lies below its floor, can wait no longer, and `most` would not bring it back, a booster of
-    nothing but rehearsal comes, if that helps it more than the new rows do; as many steps pass before the next one.
+    Where a score lies below its floor by more than its standard error, a booster of nothing but rehearsal comes first,
+    if rehearsal helps it more than the new rows do; as many steps pass before the next one. The lower end of the
+    interval alone would not do: with few probes it lies below the floor by chance.
 
     Args:
         tasks (`list[Watched]`): the earlier tasks.
@@ -142,12 +141,9 @@ class RehearsalControl(TrainerCallback):
         self._decide(args, state, kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step < state.max_steps and self._is_due(state.global_step, state.max_steps):
+        ended = self._booster_until and state.global_step == self._booster_until
+        if state.global_step < state.max_steps and (ended or state.global_step % self.every == 0):
             self._decide(args, state, kwargs)
-
-    def _is_due(self, step: int, end: int) -> bool:
-        """Whether there is a measurement after so many steps."""
-        return step % self.every == 0 or step == self._booster_until or end - step in (self.every // 2, self.every // 4)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = self._folder(args, state)
@@ -190,11 +186,10 @@ class RehearsalControl(TrainerCallback):
         optimizer, entry = kwargs["optimizer"], {"step": step, "tasks": {}}
         moment = momentum_of(optimizer, parameters)
         rates = partial(relative_rates, optimizer, kwargs["lr_scheduler"])
-        following = next(later for later in range(step + 1, end + 1) if later == end or self._is_due(later, end))
-        left = reach(rates(step, end), moment.decay, moment.steps, following - step)
+        left = reach(rates(step, end), moment.decay, moment.steps)
         with undisturbed(model):
             followed = [self._follow(task, model, step, entry, rates, moment.decay) for task in self.tasks]
-            wanted: list[float] = []
+            wanted: list[tuple[float, float]] = []
             if any(drawn is not None for drawn in followed):
                 try:
                     assert self._forces is not None
@@ -213,9 +208,10 @@ class RehearsalControl(TrainerCallback):
                 except NotEstimableError as error:
                     entry["not_estimable"] = str(error)
         kept = min(self.mixture.share, self.most) if self._settled is None else self._settled
-        # a share that is not estimable stays as it is
-        asked = max(wanted if len(wanted) == len(self.tasks) else [kept, *wanted])
-        self._settled = agreed(min(asked, self.most))
+        # that of a task that is not estimable stays as it is
+        least = max([0.0, *(low for low, _ in wanted)])
+        enough = max(high for _, high in wanted) if len(wanted) == len(self.tasks) else 1.0
+        self._settled = agreed(min(max(least, min(kept, enough)), self.most))
         share = agreed(self._boosted(self._settled, step, entry))
         entry["share"] = share
         for task in self.tasks:
@@ -232,14 +228,7 @@ class RehearsalControl(TrainerCallback):
         """The share, or 1 in a booster."""
         if step < self._booster_until:
             return 1.0
-        low = [
-            name
-            for name, told in entry["tasks"].items()
-            if told.get("low")
-            and told.get("helps", True)
-            and not told.get("waits", False)
-            and told.get("needed", 1.0) > self.most
-        ]
+        low = [name for name, told in entry["tasks"].items() if told.get("low") and told.get("helps", True)]
         # as many steps without as with
         rested = not self._booster_until or step >= self._booster_until + self.booster_steps
         if not agreed(bool(low) and rested):
@@ -293,9 +282,12 @@ class RehearsalControl(TrainerCallback):
             raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
         return step_of(found.parts["total"] if gradient is None else gradient, scales)
 
-    def _share(self, task: Watched, forces: list[tuple[float, float]], left: Reach, entry: dict[str, Any]) -> float:
-        """The least share that holds one task, by the change of its score in a step on new rows, on rehearsed rows and,
-        where there is a moment, on what it carries, each with its standard error; 0 where rehearsal can wait."""
+    def _share(
+        self, task: Watched, forces: list[tuple[float, float]], left: Reach, entry: dict[str, Any]
+    ) -> tuple[float, float]:
+        """The least share that holds one task if its forces were better by a standard error each, and if they were
+        worse; by the change of its score in a step on new rows, on rehearsed rows and, where there is a moment, on what
+        it carries, each with its standard error."""
         told = entry["tasks"][task.name]
         score = min(max(told["score"], _EDGE), 1 - _EDGE)
         (new, new_error), (old, old_error), *rest = ([each / (score * (1 - score)) for each in f] for f in forces)
@@ -305,23 +297,20 @@ class RehearsalControl(TrainerCallback):
         factor = 1.0 if slope is None else min(max(slope, _FACTORS[0]), _FACTORS[1])
         if not left.coming:
             told["not_estimable"] = "the learning rate is 0 to the end, so that nothing drifts any more"
-            return 0.0
+            return 0.0, 0.0
         room = (logit(score) - logit(min(max(task.floor, _EDGE), 1 - _EDGE))) / factor
         tolerated = (room + left.carried * carried) / left.coming
         needed = rehearsal_fraction(new, old, tolerated)
-        errors = [error if math.isfinite(error) else 0.0 for error in (new_error, old_error)]
-        hoped = rehearsal_fraction(new + errors[0], old + errors[1], tolerated)
-        waits = hoped.feasible and can_wait(hoped.value, left, self.most)
+        low, high = share_bounds((new, new_error), (old, old_error), tolerated)
         told |= {
             "new": new, "rehearsal": old, "carried": carried, "tolerated": tolerated, "calibration": factor,
-            "needed": needed.value, "waits": waits, "share": 0.0 if waits else needed.value,
-            "feasible": needed.feasible, "helps": old > new,
-            "new_error": finite_or_none(new_error), "rehearsal_error": finite_or_none(old_error),
+            "share": needed.value, "share_low": low, "share_high": high, "feasible": needed.feasible,
+            "helps": old > new, "new_error": finite_or_none(new_error), "rehearsal_error": finite_or_none(old_error),
         }  # fmt: skip
-        if not needed.feasible and not waits:
+        if not needed.feasible:
             told["reason"] = needed.reason
             logger.warning(f"Rehearsal, step {entry['step']}: {task.name!r} cannot be held: {needed.reason}.")
-        return float(told["share"])
+        return low, high
 
 
 def finite_or_none(value: float) -> float | None:

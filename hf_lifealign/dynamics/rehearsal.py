@@ -72,15 +72,13 @@ class Reach:
     Args:
         carried (`float`): by what the moment carries of the batches so far.
         coming (`float`): by all batches to come.
-        later (`float`): by those of them after the first `wait`.
     """
 
     carried: float
     coming: float
-    later: float
 
 
-def reach(rates: Sequence[float], decay: float = 0.0, steps: float = math.inf, wait: int = 0) -> Reach:
+def reach(rates: Sequence[float], decay: float = 0.0, steps: float = math.inf) -> Reach:
     r"""
     [`Reach`] of coming steps under a first moment that decays.
 
@@ -92,27 +90,36 @@ def reach(rates: Sequence[float], decay: float = 0.0, steps: float = math.inf, w
         rates (`list[float]`): of the coming steps, as shares of the highest rate.
         decay (`float`): `b` in [0, 1).
         steps (`float`): `t`.
-        wait (`int`): steps before the later ones.
     """
-    carried = coming = later = 0.0
+    carried = coming = 0.0
     for i, rate in enumerate(rates, 1):
         begun = 1 - decay ** (steps + i)
         carried += rate * decay**i * (1 - decay**steps) / begun
         coming += rate * (1 - decay**i) / begun
-        if i > wait:
-            later += rate * (1 - decay ** (i - wait)) / begun
-    return Reach(carried, coming, later)
+    return Reach(carried, coming)
 
 
-def can_wait(share: float, left: Reach, most: float = 1.0) -> bool:
-    """Whether the same amount of rehearsal can still be done after the wait, at a share of `most`.
+def share_bounds(
+    new: tuple[float, float], rehearsal: tuple[float, float], tolerated: float = 0.0
+) -> tuple[float, float]:
+    """What a share of rehearsal is surely too little below, and surely more than is needed above: that of
+    [`rehearsal_fraction`] if both forces were better by a standard error, and if they were worse.
 
     Args:
-        share (`float`): of rehearsal from now to the end that does.
-        left ([`Reach`]): of the steps to the end.
-        most (`float`): highest share.
+        new, rehearsal (`tuple[float, float]`): force of the data, in logit S for each step, and its standard error; an
+            error that is not finite is not known, and nothing is sure then.
+        tolerated (`float`): as of [`rehearsal_fraction`].
+
+    Returns:
+        `tuple[float, float]`: both in [0, 1]. The upper one is 1 where rehearsal might not hold the score at all.
     """
-    return left.later > 0 and share * left.coming <= most * left.later
+    (one, one_error), (other, other_error) = new, rehearsal
+    if not (math.isfinite(one_error) and math.isfinite(other_error)):
+        return 0.0, 1.0
+    better = rehearsal_fraction(one + one_error, other + other_error, tolerated)
+    worse = rehearsal_fraction(one - one_error, other - other_error, tolerated)
+    high = worse.value if worse.feasible else 1.0
+    return min(better.value, high), high
 
 
 def tolerated_drift(score: float, floor: float, steps: float) -> float:

@@ -33,19 +33,19 @@ class DynamicReplayStrategy(ReplayStrategy):
     Each task has a score between 0 and 1. By default it is how surely the model prefers what the task taught it to
     prefer, on pairs that were never trained on ([`PreferenceMeter`]); with a judge it is the probability that the
     model's answers to the task's prompts are judged aligned, as in the paper, which is what users see, and a noisier
-    measurement. When a task has been trained, its score less a little becomes its floor, for the end of each later
-    preference phase. Within a phase a score may fall further: what is rehearsed early is undone by what follows, so
-    that rehearsal waits as long as it can still bring all scores back to their floors, and then takes the least share
-    of each batch that does; see [`RehearsalControl`]. Where that is not enough, a booster of nothing but rehearsal
-    comes. The phase has as many steps as with fixed replay of the same rows; what is not rehearsed is the new task,
-    whose rows come round more often.
+    measurement. When a task has been trained, its score less a little becomes its floor. In later
+    preference phases the share of rehearsal begins as that of fixed replay, rises where it is surely too little to keep
+    all scores above their floors to the end of the phase, and falls where it is surely more than that takes; see
+    [`RehearsalControl`]. A score that surely lies below its floor brings a booster of nothing but rehearsal. The phase
+    has as many steps as with fixed replay of the same rows; what is not rehearsed is the new task, whose rows come
+    round more often.
 
     Args:
         judges (`dict[str, Callable | str]`, *optional*): for each task that later ones shall not undo a judge, see
             [`resolve_judge`], or `"preference"` for its own pairs. A task without one is replayed, but not watched. By
             default all tasks are watched by their pairs.
         fraction (`float`): as of [`ReplayStrategy`]; the share of a phase's rows that fixed replay would have is where
-            each phase begins if nothing can be measured.
+            each phase begins.
         capacity (`int`, *optional*): as there.
         tolerance (`float`): by how much a judged score may fall.
         keep (`float`): by pairs, the share that shall stay of what a task gained over the 0.5 of the untouched base.

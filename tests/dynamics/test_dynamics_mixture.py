@@ -11,11 +11,11 @@ from hf_lifealign.dynamics.mixture import Mixture, MixtureSampler
 from hf_lifealign.dynamics.rehearsal import (
     Reach,
     calibrate,
-    can_wait,
     horizon,
     logit,
     reach,
     rehearsal_fraction,
+    share_bounds,
     tolerated_drift,
 )
 
@@ -130,29 +130,32 @@ def adam_steps(rates: list[float], decay: float, begun: int, moment: float, grad
     return total
 
 
-@given(rate_lists, st.sampled_from([0.5, 0.9]), st.integers(0, 40), st.integers(0, 12), st.floats(-2, 2))
-def test_reach_is_what_adam_does(rates: list[float], decay: float, begun: int, wait: int, moment: float) -> None:
-    """The steps on one gradient until `wait`, and on another after it."""
-    left = reach(rates, decay, begun, wait)
-    new, old = -0.3, 0.7
-    gradients = [new if i < wait else old for i in range(len(rates))]
-    exact = adam_steps(rates, decay, begun, moment if begun else 0.0, gradients)
-    told = left.coming * new + left.later * (old - new) + left.carried * moment
-    assert told == pytest.approx(exact, abs=1e-9)
+@given(rate_lists, st.sampled_from([0.5, 0.9]), st.integers(0, 40), st.floats(-2, 2))
+def test_reach_is_what_adam_does(rates: list[float], decay: float, begun: int, moment: float) -> None:
+    left, new = reach(rates, decay, begun), -0.3
+    exact = adam_steps(rates, decay, begun, moment if begun else 0.0, [new] * len(rates))
+    assert left.coming * new + left.carried * moment == pytest.approx(exact, abs=1e-9)
     assert left.carried + left.coming == pytest.approx(sum(rates)), "a lasting gradient makes whole steps"
-    plain = reach(rates, wait=wait)
-    assert (plain.carried, plain.coming) == (0, pytest.approx(sum(rates)))
-    assert plain.later == pytest.approx(sum(rates[wait:]))
+    assert reach(rates) == Reach(0.0, pytest.approx(sum(rates)))
 
 
-@given(rate_lists, st.integers(0, 12), st.floats(0, 1), st.floats(0.1, 1))
-def test_what_can_wait_can_be_made_up_for(rates: list[float], wait: int, share: float, most: float) -> None:
-    left = reach(rates, 0.9, 5, wait)
-    if can_wait(share, left, most):
-        assert share * left.coming / left.later <= most * (1 + 1e-9)
-    elif left.later:
-        assert share * left.coming / left.later > most * (1 - 1e-9)
-    assert not can_wait(share, Reach(0, 3, 0), most), "there is no later"
+errors = st.floats(0, 1)
+
+
+@given(small, errors, small, errors, st.floats(-2, 2))
+def test_bounds_of_the_share(new: float, one: float, old: float, other: float, tolerated: float) -> None:
+    low, high = share_bounds((new, one), (old, other), tolerated)
+    assert 0 <= low <= high <= 1
+    found = rehearsal_fraction(new, old, tolerated)
+    if found.feasible:
+        assert low - 1e-9 <= found.value <= high + 1e-9
+    if rehearsal_fraction(new - one, old - other, tolerated).feasible:
+        assert (1 - high) * (new - one) + high * (old - other) >= -tolerated - 1e-9, "that does in the worse case"
+    else:
+        assert high == 1
+    exact = share_bounds((new, 0.0), (old, 0.0), tolerated)
+    assert exact[0] == found.value or not found.feasible
+    assert share_bounds((new, math.nan), (old, other), tolerated) == (0, 1), "nothing is sure"
 
 
 def test_horizon_and_tolerance_are_each_others_inverse() -> None:
