@@ -49,6 +49,8 @@ _EXPORTS = {
     "diversity_report": "hf_lifealign.diversity",
     "SelfAlign": "hf_lifealign.self_align.pipeline",
     "SelfAlignConfig": "hf_lifealign.self_align.config",
+    "evaluate_choices": "hf_lifealign.self_align.choice_evaluation",
+    "load_questions": "hf_lifealign.self_align.question_files",
 }
 
 __all__ = ["__version__", *_EXPORTS]
@@ -81,8 +83,10 @@ if TYPE_CHECKING:
     from hf_lifealign.rewards import BrevityReward as BrevityReward
     from hf_lifealign.rewards import MiniLMBradleyTerryReward as MiniLMBradleyTerryReward
     from hf_lifealign.rewards import resolve_reward as resolve_reward
+    from hf_lifealign.self_align.choice_evaluation import evaluate_choices as evaluate_choices
     from hf_lifealign.self_align.config import SelfAlignConfig as SelfAlignConfig
     from hf_lifealign.self_align.pipeline import SelfAlign as SelfAlign
+    from hf_lifealign.self_align.question_files import load_questions as load_questions
     from hf_lifealign.slmc import ConsolidationCallback as ConsolidationCallback
     from hf_lifealign.slmc import ConsolidationReport as ConsolidationReport
     from hf_lifealign.slmc import ConsolidationVetoed as ConsolidationVetoed

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import commands, diversity, dynamics, hub_commands, pareto, preflight, self_align
+from hf_lifealign.cli import choices, commands, diversity, dynamics, hub_commands, pareto, preflight, self_align
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -24,6 +24,7 @@ examples:
   lifealign dynamics runs/sft
   lifealign preflight runs/first --task new.yaml --judge harmless=refusal
   lifealign self-align recipes/self_align/compact.yaml --limit 40
+  lifealign choices embedded:smollm2-135m questions.jsonl --adapter runs/self-align/engrave
   lifealign push runs/first me/first-lifelong
   lifealign run more.yaml --continue-from me/first-lifelong@task-02-harmless
 
@@ -63,7 +64,7 @@ examples:
   lifealign inspect me/my-adapter --revision 02-harmless --json
 """
 
-_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight, self_align)
+_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight, self_align, choices)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -109,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     dynamics.add_parser(add)
     preflight.add_parser(add)
     self_align.add_parser(add)
+    choices.add_parser(add)
     hub_commands.add_parsers(add)
     add("metrics", "list the metrics for `evaluate` that come with the package", "List the shipped evaluate metrics.")
     return parser

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from hf_lifealign._modes import evaluating
 from hf_lifealign._resources import resource_path
+from hf_lifealign.self_align.choice_figures import ChoiceResult, choice_result
 from hf_lifealign.self_align.rendering import compiled, rendered
+from hf_lifealign.strategies.sampling import seeded_generator
 
 LETTERS = string.ascii_uppercase
 _Array = NDArray[np.float64]
@@ -38,37 +40,38 @@ class Question:
                 f"the best. Give 2 to {len(LETTERS)}, and the index of one of them."
             )
 
-    def reversed(self) -> "Question":
-        """The same with its answers in the opposite order."""
-        return Question(self.question, self.choices[::-1], len(self.choices) - 1 - self.best)
+    def ordered(self, order: Sequence[int]) -> "Question":
+        """The same with its answers in another order: first the one at place `order[0]`, and so on."""
+        return Question(self.question, tuple(self.choices[i] for i in order), list(order).index(self.best))
 
 
-@dataclass(frozen=True)
-class ChoiceResult:
-    """How often the best answer was found.
+def both_orders(question: Question, seed: int | None = 0) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The two orders in which a question is asked: one, and its reverse.
+
+    Two answers have no other orders. Of more than two the first order is drawn: files such as those of TruthfulQA have
+    the best answer always in front, and as it is given and reversed it would come first or last alone, so that a model
+    that goes by the letter A would find half of all best answers, whatever their number.
 
     Args:
-        accuracy (`float`): mean over both orders; by chance 1 over the number of answers.
-        consistency (`float`): share of questions to which both orders have the same answer. Low where a model goes by
-            the letter.
-        first (`float`): share of all asked that were answered by the first letter.
-        questions (`int`): each asked twice.
+        question ([`Question`]): to be asked. The same one has the same orders wherever it stands.
+        seed (`int`, *optional*): of the order; `None` keeps the given one.
     """
-
-    accuracy: float
-    consistency: float
-    first: float
-    questions: int
+    order = tuple(range(len(question.choices)))
+    if seed is not None and len(order) > 2:
+        draws = seeded_generator(seed, "choices", question.question, *question.choices)
+        order = tuple(int(i) for i in draws.permutation(len(order)))
+    return order, order[::-1]
 
 
 def read_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
-    """Questions of any of three forms.
+    """Questions of any of these forms.
 
     Args:
         rows (`list[dict]`): with `question`, `choices` and `best` (an index); or as TruthfulQA has them, with
-            `question` and `mc1_targets` (`choices` and `labels`, one of which is 1); or as HHH has them, with `input`
-            and `target_scores` (answers and their scores, one of which is 1), or `input` and `targets` of the same form
-            as `mc1_targets`.
+            `question` and `mc1_targets` (`choices` and `labels`, one of which is 1; or answers and their labels), or as
+            its table has them, with `Question`, `Best Answer` and `Incorrect Answers` (parted by semicolons); or as HHH
+            has them, with `input` and `target_scores` (answers and their scores, one of which is 1), or `input` and
+            `targets` of the same form as `mc1_targets`.
 
     Raises:
         ValueError: naming the row, and what it lacks.
@@ -77,28 +80,41 @@ def read_questions(rows: Sequence[Mapping[str, Any]]) -> list[Question]:
     for i, row in enumerate(rows):
         try:
             found.append(_question(row))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"Row {i} is no question with answers ({error}). It needs 'question', 'choices' and 'best'; or "
-                "'question' and 'mc1_targets'; or 'input' and 'target_scores' or 'targets'."
+                f"Row {i} is no question with answers ({_lacks(error)}). It needs 'question', 'choices' and 'best'; or "
+                "'question' and 'mc1_targets'; or 'input' and 'target_scores' or 'targets'; or 'Question', "
+                "'Best Answer' and 'Incorrect Answers'."
             ) from error
     if not found:
         raise ValueError("There are no questions. Give at least one.")
     return found
 
 
+def _lacks(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
 def _question(row: Mapping[str, Any]) -> Question:
-    if "best" in row:
+    if "Best Answer" in row:
+        wrong = [text.strip() for text in str(row["Incorrect Answers"]).split(";") if text.strip()]
+        return Question(str(row["Question"]).strip(), (str(row["Best Answer"]).strip(), *wrong), 0)
+    if row.get("choices") is not None:
+        if isinstance(row["choices"], str):
+            raise TypeError("'choices' is a text, and has to be a list of texts")
         return Question(str(row["question"]), tuple(map(str, row["choices"])), int(row["best"]))
-    if "target_scores" in row:
-        scores: Mapping[str, Any] = row["target_scores"]
-        choices, labels = list(scores), list(scores.values())
+    told = next((row[key] for key in ("target_scores", "mc1_targets", "targets") if row.get(key) is not None), None)
+    if told is None:
+        raise KeyError("answers")
+    if "choices" in told and "labels" in told:
+        choices, labels = list(told["choices"]), list(told["labels"])
     else:
-        targets = row["mc1_targets"] if "mc1_targets" in row else row["targets"]
-        choices, labels = list(targets["choices"]), list(targets["labels"])
+        # tables of columns have every row's answers as columns, and nothing where an answer is another row's
+        scores = {answer: score for answer, score in told.items() if score is not None}
+        choices, labels = list(scores), list(scores.values())
     if len(choices) != len(labels) or sorted(labels) != [0] * (len(labels) - 1) + [1]:
         raise ValueError(f"{len(choices)} answers with the labels {labels}: just one has to be 1, the others 0")
-    asked = row["question"] if "question" in row else row["input"]
+    asked = row["question"] if row.get("question") is not None else row["input"]
     return Question(str(asked), tuple(map(str, choices)), labels.index(1))
 
 
@@ -118,9 +134,14 @@ def rendered_questions(questions: Sequence[Question], template: str | None = Non
 
 
 def answer_choices(
-    model: Any, tokenizer: Any, questions: Sequence[Question], batch_size: int = 8, template: str | None = None
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    batch_size: int = 8,
+    template: str | None = None,
+    seed: int | None = 0,
 ) -> ChoiceResult:
-    """Asks a model each question in both orders of its answers, and takes the likeliest letter.
+    """Asks a model each question in two orders of its answers, and takes the likeliest letter.
 
     Args:
         model: causal language model.
@@ -128,24 +149,25 @@ def answer_choices(
         questions (`list[Question]`): at least one.
         batch_size (`int`): questions that are read together.
         template (`str`, *optional*): Jinja source in place of the shipped one.
+        seed (`int`, *optional*): see [`both_orders`].
 
     Raises:
         ValueError: if a letter is no single token, or a question does not fit into the context.
     """
     if not questions:
         raise ValueError("There are no questions. Give at least one.")
-    asked = [each for question in questions for each in (question, question.reversed())]
+    orders = [order for question in questions for order in both_orders(question, seed)]
+    asked = [questions[i // 2].ordered(order) for i, order in enumerate(orders)]
     logits = letter_logits(
         model, tokenizer, rendered_questions(asked, template), max(len(q.choices) for q in questions), batch_size
     )
-    chosen = [int(row[: len(question.choices)].argmax()) for row, question in zip(logits, asked, strict=True)]
-    right = [place == question.best for place, question in zip(chosen, asked, strict=True)]
-    same = [chosen[2 * i] == len(q.choices) - 1 - chosen[2 * i + 1] for i, q in enumerate(questions)]
-    return ChoiceResult(
-        accuracy=sum(right) / len(right),
-        consistency=sum(same) / len(same),
-        first=sum(place == 0 for place in chosen) / len(chosen),
-        questions=len(questions),
+    places = [int(row[: len(question.choices)].argmax()) for row, question in zip(logits, asked, strict=True)]
+    chosen = [order[place] for order, place in zip(orders, places, strict=True)]
+    return choice_result(
+        best=[question.best for question in questions],
+        choices=[len(question.choices) for question in questions],
+        answers=list(zip(chosen[::2], chosen[1::2], strict=True)),
+        first=sum(place == 0 for place in places) / len(places),
     )
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from support.tiny import tiny_model, tiny_tokenizer
 
-from hf_lifealign.self_align.choices import ChoiceResult, Question, answer_choices, read_questions, rendered_questions
+from hf_lifealign.self_align.choices import (
+    Question,
+    answer_choices,
+    both_orders,
+    read_questions,
+    rendered_questions,
+)
 
 QUESTIONS = [
     Question("Is ice cold?", ("It is cold indeed.", "It is hot."), 0),
@@ -21,15 +27,35 @@ def test_the_forms() -> None:
     hhh = {"input": "Q", "target_scores": {"a": 0, "b": 0, "c": 1}}
     files = {"input": "Q", "targets": {"choices": ["a", "b", "c"], "labels": [0, 0, 1]}}
     own = {"question": "Q", "choices": ["a", "b", "c"], "best": 2}
-    assert set(read_questions([truthful, hhh, files, own])) == {Question("Q", ("a", "b", "c"), 2)}
-    assert Question("Q", ("a", "b", "c"), 2).reversed() == Question("Q", ("c", "b", "a"), 0)
+    written = {"question": "Q", "mc1_targets": {"a": 0, "b": 0, "c": 1}}
+    merged = {"input": "Q", "target_scores": {"a": 0, "x": None, "b": 0, "c": 1}, "choices": None, "question": None}
+    found = read_questions([truthful, hhh, files, own, written, merged])
+    assert set(found) == {Question("Q", ("a", "b", "c"), 2)}
+    table = {"Question": " Q ", "Best Answer": "c", "Incorrect Answers": "a; b ;", "Type": "x"}
+    assert read_questions([table]) == [Question("Q", ("c", "a", "b"), 0)]
+    assert Question("Q", ("a", "b", "c"), 2).ordered((1, 2, 0)) == Question("Q", ("b", "c", "a"), 1)
+
+
+def test_the_orders() -> None:
+    assert both_orders(QUESTIONS[0], seed=3) == ((0, 1), (1, 0)), "two answers have no others"
+    many = [Question(f"{i}?", tuple("abcdefg"), 0) for i in range(400)]
+    orders = [both_orders(question) for question in many]
+    assert all(one == other[::-1] and sorted(one) == list(range(7)) for one, other in orders)
+    assert orders == [both_orders(question) for question in many]
+    assert orders != [both_orders(question, 1) for question in many]
+    assert both_orders(many[0], None) == ((0, 1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1, 0))
+    # the best answer, which is always given first, is asked about everywhere
+    places = [one.index(0) for one, _ in orders]
+    assert all(30 < places.count(place) < 90 for place in range(7)), "57 are expected"
 
 
 @pytest.mark.parametrize(
     "row",
     [{}, {"question": "Q"}, {"question": "Q", "choices": ["a"], "best": 0}, {"question": "Q", "choices": "ab"},
      {"question": "Q", "choices": ["a", "b"], "best": 2}, {"input": "Q", "target_scores": {"a": 1, "b": 1}},
-     {"question": "Q", "mc1_targets": {"choices": ["a", "b"], "labels": [1]}}, {"input": "Q", "target_scores": None}],
+     {"question": "Q", "mc1_targets": {"choices": ["a", "b"], "labels": [1]}}, {"input": "Q", "target_scores": None},
+     {"question": "Q", "choices": "ab", "best": 0}, {"choices": ["a", "b"], "best": 0}, {"input": "Q", "targets": "x"},
+     {"Question": "Q", "Best Answer": "a", "Incorrect Answers": ""}],
 )  # fmt: skip
 def test_what_is_no_question(row: Any) -> None:
     with pytest.raises(ValueError, match="Row 1 is no question with answers"):
@@ -76,15 +102,30 @@ def knows(text: str) -> str:
 def test_one_that_knows_and_one_that_goes_by_the_letter(batch_size: int) -> None:
     model = Reader(knows)
     model.train()
-    assert answer_choices(model, tiny_tokenizer(), QUESTIONS, batch_size) == ChoiceResult(1.0, 1.0, 0.5, 3)
+    knowing = answer_choices(model, tiny_tokenizer(), QUESTIONS, batch_size, seed=None)
+    assert (knowing.accuracy, knowing.consistency, knowing.first, knowing.questions) == (1.0, 1.0, 0.5, 3)
+    assert knowing.answers == ((0, 0), (2, 2), (1, 1))
+    assert knowing.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
     assert model.asked == 6
     assert model.training
-    lazy = answer_choices(Reader(lambda text: "A"), tiny_tokenizer(), QUESTIONS, batch_size)
-    assert lazy == ChoiceResult(0.5, 0.0, 1.0, 3), "half right by both orders, and never consistent"
-    middle = answer_choices(Reader(lambda text: "B"), tiny_tokenizer(), QUESTIONS[1:2], batch_size)
-    assert middle == ChoiceResult(0.0, 1.0, 0.0, 1)
+    lazy = answer_choices(Reader(lambda text: "A"), tiny_tokenizer(), QUESTIONS, batch_size, seed=None)
+    assert (lazy.accuracy, lazy.consistency, lazy.first) == (0.5, 0.0, 1.0), "half right, and never consistent"
+    assert lazy.answers == ((0, 1), (0, 2), (0, 1))
+    middle = answer_choices(Reader(lambda text: "B"), tiny_tokenizer(), QUESTIONS[1:2], batch_size, seed=None)
+    assert (middle.accuracy, middle.consistency, middle.first) == (0.0, 1.0, 0.0)
     never = answer_choices(Reader(lambda text: "Z"), tiny_tokenizer(), QUESTIONS[:1], batch_size)
     assert never.accuracy == 0.5, "a letter that is not offered is no answer"
+
+
+def test_letters_alone_find_no_more_than_chance() -> None:
+    """Also where the best answer always stands first, as in TruthfulQA's files."""
+    many = [Question(f"Which, {i}?", ("best", "b", "c", "d"), 0) for i in range(60)]
+    lazy = answer_choices(Reader(lambda text: "A"), tiny_tokenizer(), many, 60)
+    assert abs(lazy.accuracy - lazy.chance) < 0.1
+    assert answer_choices(Reader(lambda text: "A"), tiny_tokenizer(), many, 60, seed=None).accuracy == 0.5
+    best = answer_choices(Reader(lambda text: text[text.index(") best") - 1]), tiny_tokenizer(), many, 60)
+    assert (best.accuracy, best.consistency) == (1.0, 1.0)
+    assert set(best.answers) == {(0, 0)}
 
 
 def test_a_batch_answers_as_each_question_alone() -> None:
