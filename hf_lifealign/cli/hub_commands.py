@@ -6,7 +6,10 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_lifealign.stream import Task
 
 _PUSH = """\
 Publish the finished tasks of a run: one commit and one tag each in one repository, main at the newest. What is there
@@ -41,8 +44,15 @@ Publish a metric as a Space, so that evaluate.load("owner/name") finds it, also 
 """
 
 _DATASET = """\
-Publish the rows of a task of a recipe as a preference dataset with a card. Look at them first: they become readable for
-others.
+Publish the rows of a task of a recipe as a preference dataset with a card; or the pairs in the folder of a run of
+`lifealign self-align`. The card of what SELF-ALIGN made tells its principles, settings and counts. Look at the rows
+first: they become readable for others.
+"""
+
+_DATASET_EPILOG = """\
+examples:
+  lifealign push-dataset my.yaml harmless me/harmless-pairs --license cc-by-4.0
+  lifealign push-dataset runs/self-align me/by-principles --private
 """
 
 
@@ -79,9 +89,11 @@ def add_parsers(add: Callable[..., argparse.ArgumentParser]) -> None:
     metric.add_argument("name", metavar="NAME", help="one of `lifealign metrics`")
     metric.add_argument("repo", metavar="REPO", help="Space owner/name")
     _add_visibility(metric)
-    data = add("push-dataset", "publish the rows of a task", _DATASET)
-    data.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe")
-    data.add_argument("task", metavar="TASK", help="name of the task in it")
+    data = add("push-dataset", "publish the rows of a task", _DATASET, _DATASET_EPILOG)
+    data.add_argument("recipe", metavar="RECIPE.yaml|RUN", help="the recipe, or the folder of a run of self-align")
+    data.add_argument(
+        "task", metavar="TASK", nargs="?", help="name of the task in the recipe (of a run default: that of REPO)"
+    )
     data.add_argument("repo", metavar="REPO", help="dataset repository owner/name")
     data.add_argument("--license", metavar="ID", help="licence of the rows (default: that of the task)")
     _add_visibility(data)
@@ -211,17 +223,31 @@ def push_metric(args: argparse.Namespace) -> int:
 def push_dataset(args: argparse.Namespace) -> int:
     """`lifealign push-dataset`."""
     from hf_lifealign.hub.dataset_repo import push_task_dataset
+
+    remote = _remote(args.repo)
+    task = _task_of_run(args, remote.repo_id) if os.path.isdir(args.recipe) else _task_of_recipe(args)
+    licence = args.license or task.license
+    print(push_task_dataset(task, remote.repo_id, license=licence, private=bool(args.private), api=remote.api))
+    return 0
+
+
+def _task_of_recipe(args: argparse.Namespace) -> "Task":
     from hf_lifealign.lifelong.recipe import find_recipe, read_recipe
     from hf_lifealign.stream import TaskStream
 
     stream = TaskStream.from_config(read_recipe(args.recipe)["tasks"], find_recipe(args.recipe).resolve().parent)
     if args.task not in stream.names:
-        raise ValueError(f"You gave the task {args.task!r}. The recipe has {', '.join(stream.names)}.")
-    task = stream[args.task]
-    remote = _remote(args.repo)
-    licence = args.license or task.license
-    print(push_task_dataset(task, remote.repo_id, license=licence, private=bool(args.private), api=remote.api))
-    return 0
+        given = "no task" if args.task is None else f"the task {args.task!r}"
+        raise ValueError(f"You gave {given}. The recipe has {', '.join(stream.names)}.")
+    return stream[args.task]
+
+
+def _task_of_run(args: argparse.Namespace, repo_id: str) -> "Task":
+    """The pairs of a run of SELF-ALIGN as a task, which is called as the dataset is: a folder's name is private."""
+    from hf_lifealign.stream import TaskStream
+
+    name = args.task or repo_id.split("/")[-1]
+    return TaskStream.from_config([{"name": name, "self_align": os.path.abspath(args.recipe)}])[0]
 
 
 def _finite(value: Any) -> Any:

@@ -3,11 +3,13 @@
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign._resources import resource_path
 from hf_lifealign.hub.errors import NotPublishableError
+from hf_lifealign.hub.self_align_card import MEANINGS, TAGS, made_by_principles
 from hf_lifealign.hub.whole_commit import check_owner_and_name, commit_files, only_over
 from hf_lifealign.report.privacy import find_private, without_folders, without_secrets
 from hf_lifealign.report.table import markdown_table
@@ -57,7 +59,8 @@ def push_task_dataset(
 
     `datasets.load_dataset(repo_id)` then reads them, and a task can name `repo_id` as its `train` and `test`. What is
     published are the rows as they are trained on: subset, renamed columns and explicit prompt included. The card shows
-    no row and no local path; the rows themselves are not looked through.
+    no row and no local path; the rows themselves are not looked through. Of rows that SELF-ALIGN made it tells the
+    principles, the settings, what was kept and why the rest was not.
 
     Args:
         task ([`Task`]): the task; it is loaded where it is not yet.
@@ -72,7 +75,7 @@ def push_task_dataset(
         `str`: address of the dataset.
 
     Raises:
-        ValueError: if `repo_id` or `license` cannot be one.
+        ValueError: if `repo_id` or `license` cannot be one, or the rows of a run of SELF-ALIGN were changed since.
         StreamError: if the task cannot be loaded.
         NotPublishableError: if images are only named by their paths, or the card would hold a secret.
         HubError: if the repository holds something else, or the Hub refuses or does not answer.
@@ -110,7 +113,7 @@ def _refuse_private(card: str, task: Task, secrets: list[str]) -> None:
     if found:
         raise NotPublishableError(
             f"The card of the task {task.name!r} holds {found}, so nothing was sent. Take it out of the task's "
-            "description."
+            "description, or of the principles by which its rows were made."
         )
 
 
@@ -124,19 +127,24 @@ def dataset_card(task: Task, repo_id: str, license: str | None = None) -> str:
 
     Raises:
         StreamError: if the task cannot be loaded.
+        ValueError: if its rows are of a run of SELF-ALIGN, and were changed since.
     """
     import yaml
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
+    from hf_lifealign.self_align.provenance import read_provenance, run_of_task
+
     loaded = task.load()
+    run = run_of_task(task)
+    made = None if run is None else made_by_principles(read_provenance(run))
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
     template = environment.from_string(resource_path("hub_cards", "dataset_card.md.jinja").read_text(encoding="utf-8"))
     formats = {facts.format for facts in loaded.facts.values()}
     return template.render(
-        front_matter=_front_matter(task, loaded, license),
+        front_matter=_front_matter(task, loaded, license, () if made is None else TAGS),
         name=task.name,
         # A name such as 1 or on would be no text to YAML without quotes.
         name_line=yaml.safe_dump({"name": task.name}).strip(),
@@ -145,14 +153,20 @@ def dataset_card(task: Task, repo_id: str, license: str | None = None) -> str:
         counts=_counts(loaded),
         notes=_notes(loaded),
         format=formats.pop() if len(formats) == 1 else "standard in one split and conversational in the other",
-        columns=markdown_table(("column", "type", "meaning"), _columns(loaded.train), left=3),
-        origins=[_origin(task, loaded, split) for split in SPLITS],
+        columns=markdown_table(
+            ("column", "type", "meaning"), _columns(loaded.train, _MEANINGS | (MEANINGS if made else {})), left=3
+        ),
+        origins=[
+            _origin(task, loaded, split, "what was made by principles" if made else _source_name(task, split))
+            for split in SPLITS
+        ],
+        made=made,
         fingerprint=fingerprint(task),
         license=license or "",
     )
 
 
-def _front_matter(task: Task, loaded: LoadedTask, license: str | None) -> str:
+def _front_matter(task: Task, loaded: LoadedTask, license: str | None, tags: Sequence[str] = ()) -> str:
     """The metadata block, as YAML without its fences; it names the files, so that others beside them are not read."""
     import yaml
 
@@ -162,7 +176,7 @@ def _front_matter(task: Task, loaded: LoadedTask, license: str | None) -> str:
     fields |= {"license": license} if license else {}
     fields |= {
         "task_categories": ["image-text-to-text" if with_images else "text-generation"],
-        "tags": ["preference", "dpo", "trl", "hf-lifealign"],
+        "tags": ["preference", "dpo", "trl", "hf-lifealign", *tags],
         "size_categories": [next((label for most, label in _SIZES if rows < most), "n>1T")],
         "configs": [
             {
@@ -204,7 +218,7 @@ def _notes(loaded: LoadedTask) -> list[str]:
     return notes
 
 
-def _columns(dataset: "Dataset") -> list[tuple[str, str, str]]:
+def _columns(dataset: "Dataset", meanings: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Name, type and meaning of each column; of nested types no field is named, as those come from the rows."""
     from datasets import Value
 
@@ -216,10 +230,10 @@ def _columns(dataset: "Dataset") -> list[tuple[str, str, str]]:
             return "text" if "string" in feature.dtype else feature.dtype
         return "list of messages" if name in ("prompt", "chosen", "rejected") else "nested"
 
-    return [(f"`{name}`", kind(name), _MEANINGS[name]) for name in dataset.column_names]
+    return [(f"`{name}`", kind(name), meanings[name]) for name in dataset.column_names]
 
 
-def _origin(task: Task, loaded: LoadedTask, split: Split) -> str:
+def _origin(task: Task, loaded: LoadedTask, split: Split, source: str) -> str:
     """Where a split's rows come from, in words that name nothing of this machine."""
     kept, had = len(getattr(loaded, split)), loaded.source_rows[split]
     if kept == had:
@@ -231,7 +245,7 @@ def _origin(task: Task, loaded: LoadedTask, split: Split) -> str:
     told_apart = (
         "; the prompt was told apart from what chosen and rejected share" if loaded.implicit_prompt[split] else ""
     )
-    return f"{split}: {share} of {_source_name(task, split)}{told_apart}."
+    return f"{split}: {share} of {source}{told_apart}."
 
 
 def _source_name(task: Task, split: Split) -> str:
