@@ -29,6 +29,10 @@ def write_self_align_report(root: Path, manifests: Mapping[str, Mapping[str, Any
     for name, title, counts in _bars(manifests):
         _draw(root / f"{name}.png", title, counts)
         pictures.append(name)
+    logs = _reinforced(manifests).get("logs")
+    if logs:
+        _draw_reinforcement(root / "reinforcement.png", logs)
+        pictures.append("reinforcement")
     parts = [
         "# Aligned by principles",
         _SCALE,
@@ -36,7 +40,11 @@ def write_self_align_report(root: Path, manifests: Mapping[str, Mapping[str, Any
         *_responses(manifests),
         *_trained(manifests, "engrave", "Engraving"),
     ]
-    parts += [*_cloned(manifests), *_trained(manifests, "refine", "Refinement")]
+    if _reinforced(manifests):
+        parts += [*_judged(manifests), *_rewarded(manifests), *_reinforcement(manifests)]
+    else:
+        parts += [*_cloned(manifests), *_judged(manifests), *_rewarded(manifests)]
+        parts += _trained(manifests, "refine", "Refinement")
     parts += [f"![{name.replace('-', ' ')}]({name}.png)" for name in pictures]
     write_text(root / DOCUMENT, "\n\n".join(parts) + "\n")
     return root / DOCUMENT
@@ -69,6 +77,28 @@ def _draw(path: Path, title: str, counts: Mapping[str, int]) -> None:
         ax.set_title(title, loc="left", fontsize=10)
         ax.margins(x=0.1)
         figure.subplots_adjust(left=0.34, right=0.97, top=1 - 0.35 / (1.0 + 0.26 * len(counts)), bottom=0.1)
+        save_png(figure, path)
+
+
+def _draw_reinforcement(path: Path, logs: Sequence[Mapping[str, Any]]) -> None:
+    """Reward, KL, and length and end of the answers, over the steps: what a policy that cheats its reward model shows
+    first is an answer that grows, or never ends."""
+    panels = (
+        ("reward", "reward", lambda entry: entry["reward"]),
+        ("KL to the engraved model, nats", "kl", lambda entry: entry["kl"]),
+        ("tokens of an answer", "tokens", lambda entry: entry["tokens"]),
+        ("share that comes to an end", "clipped", lambda entry: 1 - entry["clipped"]),
+    )
+    with drawing_style():
+        figure = new_figure(7.0, 4.6)
+        for number, (title, key, value) in enumerate(panels):
+            ax = figure.add_subplot(2, 2, number + 1)
+            told = [(entry["step"], value(entry)) for entry in logs if entry.get(key) is not None]
+            ax.plot([x for x, _ in told], [y for _, y in told], color=COLOURS[number], marker="o", markersize=2.5)
+            ax.set_title(title, loc="left", fontsize=9)
+            if number >= 2:
+                ax.set_xlabel("optimizer step")
+        figure.subplots_adjust(left=0.09, right=0.98, top=0.93, bottom=0.11, hspace=0.38, wspace=0.22)
         save_png(figure, path)
 
 
@@ -160,5 +190,93 @@ def _trained(manifests: Mapping[str, Mapping[str, Any]], stage: str, title: str)
     answers = zip(told["before"].get("answers", [])[:3], told["after"].get("answers", [])[:3], strict=True)
     for before, after in answers:
         lines = [("Asked", before["prompt"]), ("Base", before["text"]), ("Trained", after["text"])]
+        found.append("\n".join(f"> **{who}:** {' '.join(text.split())}\n>" for who, text in lines).rstrip(">\n"))
+    return found
+
+
+def _judged(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("judgements")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    rows = [
+        ["tasks that were answered twice", str(told["asked"])],
+        ["pairs that were compared", str(told["pairs"])],
+        ["order consistency: judgements that both orders agree on (by chance 0.5)", f"{told['order_consistency']:.3f}"],
+        ["judgements that prefer the answer shown first (by chance 0.5)", f"{told['first_preferred']:.3f}"],
+    ]
+    found = ["## Judgements", markdown_table(("figure", "value"), rows, left=2)]
+    if manifest["reasons"]:
+        found.append(_counts(manifest["reasons"], ("dropped", "answers")))
+    shares = {name: f"{value:.3f}" for name, value in told["of_each_principle"].items()}
+    return [*found, _counts(shares, ("principle", "order consistency"))]
+
+
+def _rewarded(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    manifest = manifests.get("reward")
+    if manifest is None:
+        return []
+    told = manifest["told"]
+    rows = []
+    for name, what in (
+        ("accuracy", "accuracy on held-out pairs (by chance 0.5)"),
+        ("negated", "of pairs whose label comes from a negated principle"),
+        ("not_negated", "of the others"),
+    ):
+        shares = [told[when][name] for when in ("before", "after")]
+        cells = ["-" if share is None else f"{share:.3f}" for share in shares]
+        rows.append([what, str(told["after"][f"{name}_rows"]), *cells])
+    found = [
+        "## Reward model",
+        f"The judge's order consistency is {told['order_consistency']:.3f}, and at least "
+        f"{told['least_order_consistency']} was asked for. Of {told['pairs']} pairs {told['labelled']} have a label, "
+        f"{told['negated']} of them from a negated principle. {told['train_rows']} rows, {told['steps']} steps; "
+        f"{told['held_out_rows']} rows held out.",
+    ]
+    if told["cut_away"]:
+        found.append(f"**{told['cut_away']} pairs are longer than max_length; nothing was learnt from them.**")
+    found.append(markdown_table(("measure", "pairs", "before", "after"), rows))
+    if manifest["reasons"]:
+        found.append(_counts(manifest["reasons"], ("no label", "pairs")))
+    return found
+
+
+def _reinforced(manifests: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the stage `refine` told, if its method is reinforcement."""
+    told: Mapping[str, Any] = manifests.get("refine", {}).get("told", {})
+    return told if "beta" in told else {}
+
+
+def _reinforcement(manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    told = _reinforced(manifests)
+    rows = []
+    for name, what, digits in (
+        ("reward", "reward of answers to held-out requests, mean", 3),
+        ("tokens", "tokens of an answer, mean", 1),
+        ("ended", "share that comes to an end", 2),
+        ("loss", "loss on held-out engraved answers, nats a token", 3),
+    ):
+        if name in told["before"] and name in told["after"]:
+            rows.append([what, *(f"{told[when][name]:.{digits}f}" for when in ("before", "after"))])
+    found = [
+        "## Reinforcement",
+        f"{told['train_rows']} requests, {told['steps']} steps, KL weighted by {told['beta']}; "
+        f"{told['held_out_rows']} requests held out. An answer has up to {told['most_tokens']} tokens. A reward that "
+        "rises while answers grow, or no longer end, is a sign that the reward model is cheated.",
+        markdown_table(("measure", "engraved", "reinforced"), rows),
+    ]
+    if told["logs"]:
+        first, last = told["logs"][0], told["logs"][-1]
+        found.append(
+            f"KL to the engraved model: {first['kl']:.4f} at step {first['step']}, {last['kl']:.4f} at step "
+            f"{last['step']}."
+        )
+    answers = zip(told["before"].get("answers", [])[:3], told["after"].get("answers", [])[:3], strict=True)
+    for before, after in answers:
+        lines = [
+            ("Asked", before["prompt"]), ("Principles", " ".join(before["principles"])),
+            (f"Engraved ({before['reward']:.2f})", before["text"]),
+            (f"Reinforced ({after['reward']:.2f})", after["text"]),
+        ]  # fmt: skip
         found.append("\n".join(f"> **{who}:** {' '.join(text.split())}\n>" for who, text in lines).rstrip(">\n"))
     return found

@@ -9,15 +9,30 @@ from typing import TYPE_CHECKING, Any
 from hf_lifealign._recipes import build, find_recipe, read_settings, refuse_unknown
 from hf_lifealign.self_align.constitution import Constitution, load_constitution
 from hf_lifealign.self_align.rendering import PRESETS
+from hf_lifealign.self_align.settings import (
+    METHODS,
+    RL,
+    VERBOSE_CLONING,
+    CloningSettings,
+    EngraveSettings,
+    Refinement,
+    RLSettings,
+    refuse_uncopyable,
+)
 from hf_lifealign.self_align.stages.prompts import PromptSettings
 from hf_lifealign.self_align.stages.responses import ResponseSettings
 
 if TYPE_CHECKING:
     from hf_lifealign.self_align.generators import Generator
 
-PROMPTS, RESPONSES, ENGRAVE, CLONING, REFINE = "prompts", "responses", "engrave", "cloning", "refine"
-STAGES = (PROMPTS, RESPONSES, ENGRAVE, CLONING, REFINE)
-METHODS = ("verbose_cloning",)
+PROMPTS, RESPONSES, ENGRAVE, REFINE = "prompts", "responses", "engrave", "refine"
+CLONING = "cloning"
+JUDGEMENTS, REWARD = "judgements", "reward"
+# Of each method of refinement, in order.
+STAGES = {
+    VERBOSE_CLONING: (PROMPTS, RESPONSES, ENGRAVE, CLONING, REFINE),
+    RL: (PROMPTS, RESPONSES, ENGRAVE, JUDGEMENTS, REWARD, REFINE),
+}
 
 _KEYS = {
     "model": "the base that is aligned: Hub id, local folder or embedded:NAME",
@@ -29,67 +44,11 @@ _KEYS = {
     "prompts": "settings of stage 1",
     "responses": "settings of stage 2",
     "engrave": "settings of stage 3; null leaves it and stage 4 out",
-    "refine": "settings of stage 4; null leaves it out",
+    "refine": "settings of stage 4, by its method: verbose_cloning or rl; null leaves it out",
     "conversational": "whether training rows are messages",
     "held_out": "share of the rows that is not trained on",
 }
 _BACKENDS = ("transformers", "vllm", "server")
-
-
-@dataclass(frozen=True)
-class EngraveSettings:
-    """How the answers are engraved into the base, by supervised fine-tuning.
-
-    Args:
-        adapter (`dict`): type (lora, slmc, ...) and fields of its PEFT configuration. By default the published LoRA:
-            r 16, alpha 16, on the attention's projections.
-        training (`dict`): fields of SFTConfig. Published are a rate of 4e-4, batches of 768 rows, one epoch and 100
-            steps of warm-up; here the batch is 16 and the warm-up 10 steps, for fewer rows.
-        checkpoint_steps (`int`): optimizer steps between the checkpoints from which an interrupted training goes on.
-        answers (`int`): held-out prompts that the base and the engraved model answer, at most, for the report.
-    """
-
-    adapter: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    checkpoint_steps: int = 20
-    answers: int = 16
-
-    def __post_init__(self) -> None:
-        if self.checkpoint_steps < 1 or self.answers < 0:
-            raise ValueError(
-                f"You set checkpoint_steps={self.checkpoint_steps} and answers={self.answers} of a stage that trains. "
-                "Set at least 1, and 0 or more."
-            )
-
-
-@dataclass(frozen=True)
-class RefineSettings(EngraveSettings):
-    """How the engraved model is refined: it answers all tasks at length, and the base learns these answers instead.
-
-    Args:
-        adapter, training, checkpoint_steps, answers: as of [`EngraveSettings`].
-        method (`str`): `"verbose_cloning"`.
-        temperature, top_p (`float`): of the drawing, as published.
-        max_new_tokens (`int`): of an answer, as published.
-        no_repeat_ngram_size (`int`): no run of so many tokens comes twice in an answer. Published are penalties on
-            n-grams of sizes that are not told.
-        behaviour (`str`), least_words (`int`): see [`AnswerReader`].
-    """
-
-    method: str = METHODS[0]
-    temperature: float = 0.3
-    top_p: float = 0.7
-    max_new_tokens: int = 512
-    no_repeat_ngram_size: int = 6
-    behaviour: str = "safe"
-    least_words: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.method not in METHODS:
-            raise ValueError(
-                f"You set method={self.method!r} of the stage 'refine'. It has to be one of {list(METHODS)}."
-            )
 
 
 @dataclass(frozen=True)
@@ -106,7 +65,7 @@ class SelfAlignConfig:
             [`TransformersGenerator`], [`VLLMGenerator`] or [`ServerGenerator`]; the base itself by default.
         prompts ([`PromptSettings`]), responses ([`ResponseSettings`]): of the first two stages.
         engrave ([`EngraveSettings`], *optional*): of the third; `None` ends with the data.
-        refine ([`RefineSettings`], *optional*): of the fourth; `None` ends with the engraved model.
+        refine ([`CloningSettings`] or [`RLSettings`], *optional*): of the fourth; `None` ends with the engraved model.
         conversational (`bool`, *optional*): whether training rows are messages, or plain texts in the form of the
             template `engraved`. By default they are messages where the base's tokenizer has a chat template.
         held_out (`float`): share of the rows that is not trained on.
@@ -124,7 +83,7 @@ class SelfAlignConfig:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     responses: ResponseSettings = field(default_factory=ResponseSettings)
     engrave: EngraveSettings | None = field(default_factory=EngraveSettings)
-    refine: RefineSettings | None = None
+    refine: Refinement | None = None
     conversational: bool | None = None
     held_out: float = 0.1
 
@@ -137,6 +96,8 @@ class SelfAlignConfig:
             raise ValueError(f"You set held_out={self.held_out}. It has to lie in (0, 1).")
         if self.refine is not None and self.engrave is None:
             raise ValueError("You set refine, and engrave is null: there is no engraved model to refine. Set both.")
+        if isinstance(self.refine, RLSettings) and self.engrave is not None:
+            refuse_uncopyable(self.engrave.adapter)
         backend = self.generator.get("backend", _BACKENDS[0])
         if backend not in _BACKENDS:
             raise ValueError(
@@ -146,7 +107,9 @@ class SelfAlignConfig:
     @property
     def stages(self) -> tuple[str, ...]:
         """Those that the run has, in order."""
-        return STAGES[: 2 if self.engrave is None else 3 if self.refine is None else 5]
+        if self.refine is not None:
+            return STAGES[self.refine.method]
+        return (PROMPTS, RESPONSES) if self.engrave is None else (PROMPTS, RESPONSES, ENGRAVE)
 
     def load_constitution(self) -> Constitution:
         """The constitution that is set."""
@@ -179,6 +142,9 @@ class SelfAlignConfig:
         if stage == RESPONSES:
             told = asdict(self.responses) | {"held_out": self.held_out}
             return {"settings": told, "seed": self.seed, "preset": self.preset}
+        if isinstance(self.refine, RLSettings) and stage in RLSettings.parts:
+            own_part = {name: getattr(self.refine, name) for name in RLSettings.parts[stage]}
+            return {"settings": own_part, "seed": self.seed} | ({"held_out": self.held_out} if stage == REWARD else {})
         own = self.engrave if stage == ENGRAVE else self.refine
         settings = {} if own is None else asdict(own)
         if stage in (CLONING, REFINE):
@@ -230,6 +196,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = (), output_dir: str
     if content.get("engrave", {}) is not None:
         content["engrave"] = build(EngraveSettings, content.get("engrave"), "engrave")
     if content.get("refine") is not None:
-        content["refine"] = build(RefineSettings, content["refine"], "refine")
+        content["refine"] = _refinement(content["refine"])
     content["generator"] = content.get("generator") or {}
     return SelfAlignConfig(output_dir=str(folder), **content)
+
+
+def _refinement(options: dict[str, Any]) -> Refinement:
+    """The settings of the method that is named."""
+    method = options.get("method", VERBOSE_CLONING)
+    if method not in METHODS:
+        raise ValueError(f"You set method={method!r} of the stage 'refine'. It has to be one of {list(METHODS)}.")
+    made: Refinement = build(RLSettings if method == RL else CloningSettings, options, "refine")
+    return made

@@ -25,6 +25,7 @@ TEMPLATES = (
     "engraved",
     "at_length",
     "judge",
+    "judged",
 )
 _FILES = ("principles", "exemplars", "seeds", "topics")
 

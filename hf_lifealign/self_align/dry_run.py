@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_lifealign.self_align.settings import CloningSettings, RLSettings
+from hf_lifealign.self_align.stages.reinforcement import TRAINING
+
 if TYPE_CHECKING:
     from hf_lifealign.self_align.pipeline import SelfAlign
 
@@ -52,25 +55,48 @@ def shown_prompts(run: "SelfAlign") -> list[ShownPrompt]:
             run.prompts.respond(longest, principles=False),
             config.responses.max_new_tokens,
         )
-    if config.refine is not None:
+    if isinstance(config.refine, CloningSettings):
         texts["answer at length"] = (
             run.prompts.at_length(longest, message=run.form is None), config.refine.max_new_tokens,
         )  # fmt: skip
-    room = _room(run)
+    shown = _shown(run, texts, _room(run))
+    if isinstance(config.refine, RLSettings):
+        shown += _shown(run, _of_reinforcement(run, config.refine, longest), _room(run, of_writer=False))
+    return shown
+
+
+def _of_reinforcement(run: "SelfAlign", settings: RLSettings, request: str) -> dict[str, tuple[str, int]]:
+    """The longest comparison, with both answers to be put in, and the longest text that is scored, with one."""
+    principles = run.constitution.principles
+    wordings = {each.name: len(run.prompts.worded(each)) for each in principles}
+    longest = sorted(principles, key=lambda each: -wordings[each.name])[: settings.most_principles]
+    # every second one in its opposite, where it has one, to show both
+    shown = [run.prompts.worded(each, bool(each.negated) and k % 2 == 1) for k, each in enumerate(longest)]
+    tokens = int(settings.training.get("max_completion_length", TRAINING["max_completion_length"]))
+    return {
+        "comparison": (
+            run.prompts.compared(longest[0], request, "<first answer>", "<second answer>"),
+            2 * settings.max_new_tokens,
+        ),
+        "reward": (run.prompts.judged(shown, request, message=run.form is None), max(tokens, settings.max_new_tokens)),
+    }
+
+
+def _shown(run: "SelfAlign", texts: dict[str, tuple[str, int]], room: int | None) -> list[ShownPrompt]:
     return [
         ShownPrompt(name, text, len(run.tokenizer(text)["input_ids"]), answer, room)
         for name, (text, answer) in texts.items()
     ]
 
 
-def _room(run: "SelfAlign") -> int | None:
-    """Tokens that the base reads; a server's model is not known here."""
-    if run.config.generator.get("backend") == "server":
+def _room(run: "SelfAlign", of_writer: bool = True) -> int | None:
+    """Tokens that the one who writes reads, or the base; a server's model is not known here."""
+    if of_writer and run.config.generator.get("backend") == "server":
         return run.config.generator.get("context")
     from transformers import AutoConfig
 
     from hf_lifealign.models import resolve_model
 
-    model = str(run.config.generator.get("model", run.config.model))
+    model = str(run.config.generator.get("model", run.config.model)) if of_writer else run.config.model
     config: Any = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
     return getattr(config.get_text_config(), "max_position_embeddings", None)

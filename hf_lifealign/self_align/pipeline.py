@@ -13,14 +13,16 @@ from hf_lifealign.hub.contents import rows_digest
 from hf_lifealign.self_align.config import (
     CLONING,
     ENGRAVE,
+    JUDGEMENTS,
     PROMPTS,
     REFINE,
     RESPONSES,
-    EngraveSettings,
+    REWARD,
     SelfAlignConfig,
 )
 from hf_lifealign.self_align.generators.cache import CallCache
 from hf_lifealign.self_align.rendering import Prompts
+from hf_lifealign.self_align.settings import CloningSettings, EngraveSettings, RLSettings
 from hf_lifealign.self_align.stages.cloning import CloneStage, cloning_rows
 from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome, Progress
 from hf_lifealign.self_align.stages.prompts import PromptStage
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hf_lifealign.self_align.generators import Generator
+    from hf_lifealign.self_align.reward_model import PrincipleReward
+    from hf_lifealign.self_align.stages.judgements import Comparer
+    from hf_lifealign.self_align.stages.reinforcement import ReinforcementStage
+    from hf_lifealign.self_align.stages.reward import RewardStage
 
 SFT, PREFERENCE = "sft", "preference"
 SPLITS = ("train", "test")
@@ -44,16 +50,22 @@ class SelfAlign:
     Makes a task's data from written principles, and aligns a base with it (SELF-ALIGN, arXiv 2305.03047).
 
     Stages: `prompts` makes up tasks, `responses` answers them by the principles, `engrave` trains the base on the
-    answers; where `refine` is set, `cloning` lets the engraved model answer at length, and `refine` trains the base on
-    that. Each leaves a folder that is whole or not there, and is not run again; a stage that was killed goes on from
-    its kept calls, or its checkpoint, to the same result.
+    answers. Where `refine` is set to verbose cloning, `cloning` lets the engraved model answer at length, and `refine`
+    trains the base on that; where it is set to rl (SALMON, arXiv 2310.05910), `judgements` lets the engraved model
+    compare its own answers by each principle, `reward` trains a reward model on that, and `refine` reinforces the
+    engraved model by it.
+
+    Each leaves a folder that is whole or not there, and is not run again; a stage that was killed goes on from its kept
+    calls, or its checkpoint, to the same result.
 
     Args:
         config ([`SelfAlignConfig`]): the settings.
         generator ([`Generator`], *optional*): who writes, in place of the one that is set.
-        engraved_generator ([`Generator`], *optional*): who answers at length, in place of the engraved model.
+        engraved_generator ([`Generator`], *optional*): who answers at length, or is compared, in place of the engraved
+            model.
         callbacks (`list`, *optional*): of the trainers.
         disable_tqdm (`bool`): whether to show no bars.
+        comparer ([`Comparer`], *optional*): who compares answers, in place of the engraved model.
 
     Example:
 
@@ -72,12 +84,14 @@ class SelfAlign:
         engraved_generator: "Generator | None" = None,
         callbacks: Sequence[Any] = (),
         disable_tqdm: bool = False,
+        comparer: "Comparer | None" = None,
     ):
         self.config, self.callbacks, self.disable_tqdm = config, list(callbacks), disable_tqdm
         self.store = StageStore(Path(config.output_dir).expanduser())
         self.constitution = config.load_constitution()
         self.prompts = Prompts(self.constitution, config.preset)
-        self._generator, self._engraved = generator, engraved_generator
+        self._generator, self._engraved, self._comparer = generator, engraved_generator, comparer
+        self._stand_ins = engraved_generator, comparer
         self._calls: CallCache | None = None
         self._tokenizer: Any = None
 
@@ -153,9 +167,10 @@ class SelfAlign:
                 raise ValueError(f"You set the stage {from_stage!r}. This run has {list(stages)}.")
             self.store.forget(stages[stages.index(from_stage) :])
         sweep(self.store.root)
+        self._refuse_wrong_training()
         made: dict[str, Callable[[dict[str, Any]], None]] = {
             PROMPTS: self._make_prompts, RESPONSES: self._respond, ENGRAVE: self._engrave, CLONING: self._clone,
-            REFINE: self._refine,
+            JUDGEMENTS: self._judge, REWARD: self._reward, REFINE: self._refine,
         }  # fmt: skip
         for stage in stages:
             made_of = self._made_of(stage)
@@ -168,11 +183,22 @@ class SelfAlign:
         told = self.config.decides(stage) | {"constitution": self.constitution.digest()}
         if stage in (PROMPTS, RESPONSES):
             told["generator"] = self.generator.identity()
-        if stage in (RESPONSES, CLONING):
+        reinforced = stage == REFINE and isinstance(self.config.refine, RLSettings)
+        if stage in (RESPONSES, CLONING, JUDGEMENTS) or reinforced:
             told |= {"prompts": rows_digest(self.store.rows(PROMPTS)), "messages": self.form is None}
-        if stage == CLONING:
+        if stage in (CLONING, JUDGEMENTS):
             told["generator"] = self.engraved_generator.identity()
-        if stage in (ENGRAVE, REFINE):
+        if stage == JUDGEMENTS or reinforced:
+            told["responses"] = rows_digest(self.store.rows(RESPONSES))  # by which it is known what is held out
+        if stage == JUDGEMENTS:
+            told["comparer"] = self._comparer_identity
+        if stage == REWARD:
+            judged = rows_digest(self.store.rows(JUDGEMENTS))
+            told |= {"model": self.config.model, "judgements": judged, "messages": self.form is None}
+        if reinforced:
+            weights = {name: self.store.weights_digest(name) for name in (ENGRAVE, REWARD)}
+            told |= {"model": self.config.model, "weights": weights}
+        elif stage in (ENGRAVE, REFINE):
             rows = {split: rows_digest(self.data(SFT, split, _TRAINED_ON[stage])) for split in SPLITS}
             told |= {"model": self.config.model, "rows": rows}
         return told
@@ -215,7 +241,7 @@ class SelfAlign:
         self.store.write(RESPONSES, outcome, made_of, fill)
 
     def _clone(self, made_of: dict[str, Any]) -> None:
-        assert self.config.refine is not None
+        assert isinstance(self.config.refine, CloningSettings)
         messages = self.form is None
         calls = CallCache(self.engraved_generator, self.store.calls)
         with self._bar(CLONING) as progress:
@@ -260,8 +286,10 @@ class SelfAlign:
         self._train(ENGRAVE, self.config.engrave, made_of)
 
     def _refine(self, made_of: dict[str, Any]) -> None:
+        if isinstance(self.config.refine, RLSettings):
+            return self._reinforce(self.config.refine, made_of)
         assert self.config.refine is not None
-        self._train(REFINE, self.config.refine, made_of)
+        return self._train(REFINE, self.config.refine, made_of)
 
     def _train(self, name: str, settings: EngraveSettings, made_of: dict[str, Any]) -> None:
         from hf_lifealign.self_align.stages.engrave import EngraveStage
@@ -271,6 +299,134 @@ class SelfAlign:
         outcome = stage.run(*(self.data(SFT, split, _TRAINED_ON[name]) for split in SPLITS))
         self.store.write(name, outcome, made_of, stage.save)
         stage.clear()
+
+    # Refinement by reinforcement
+
+    @property
+    def comparer(self) -> "Comparer":
+        """Who compares answers: the engraved model, by default, by the letters it finds likelier.
+
+        Raises:
+            ValueError: if others stand in for the engraved model, of whom nothing but texts can be had.
+        """
+        if self._comparer is None:
+            from hf_lifealign.self_align.generators import TransformersGenerator
+            from hf_lifealign.self_align.stages.judgements import LetterComparer
+
+            engraved = self.engraved_generator
+            if not isinstance(engraved, TransformersGenerator):
+                raise ValueError(
+                    f"You passed a {type(engraved).__name__} as engraved_generator, which cannot compare answers. Pass "
+                    "comparer as well."
+                )
+            self._comparer = LetterComparer(engraved.model, engraved.tokenizer, engraved.batch_size)
+        return self._comparer
+
+    @property
+    def _comparer_identity(self) -> str:
+        from hf_lifealign.self_align.stages.judgements import LetterComparer
+
+        if self._comparer is None or isinstance(self._comparer, LetterComparer):
+            return self.engraved_generator.identity()
+        return str(getattr(self._comparer, "__qualname__", type(self._comparer).__qualname__))
+
+    def _parts(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Tasks that are trained on, and prompts of those whose answers the stage `engrave` held out."""
+        rows = self.store.rows(RESPONSES)
+        held_out = [rows[i]["prompt"] for i in sorted(self._held_out(Outcome(rows)))]
+        return [row for row in self.store.rows(PROMPTS) if row["prompt"] not in held_out], held_out
+
+    def _refuse_wrong_training(self) -> None:
+        """Settings of trainers that come last are told before anything is generated."""
+        if not isinstance(self.config.refine, RLSettings):
+            return
+        for stage in (self._reward_stage(), self._reinforcement_stage(None)):
+            stage.training_arguments()
+
+    def _judge(self, made_of: dict[str, Any]) -> None:
+        from hf_lifealign.self_align.stages.judgements import JudgementStage, KeptComparer
+
+        settings = self.config.refine
+        assert isinstance(settings, RLSettings)
+        calls = CallCache(self.engraved_generator, self.store.calls)
+        compare = KeptComparer(self.comparer, self._comparer_identity, self.store.calls / "comparisons")
+        with self._bar(JUDGEMENTS) as progress:
+            stage = JudgementStage(
+                self.prompts, calls, compare, self.form is None, settings.temperature, settings.top_p,
+                settings.max_new_tokens, self.config.seed, progress,
+            )  # fmt: skip
+            outcome = stage.run(self._parts()[0])
+        if len(outcome.rows) < 2:
+            raise ValueError(
+                f"Of {outcome.told['asked']} tasks {len(outcome.rows)} have two different answers that can be "
+                f"compared; dropped: {outcome.reasons()}. At least 2 are needed. Set a higher refine.temperature, "
+                "more refine.max_new_tokens, or more prompts."
+            )
+        self.store.write(JUDGEMENTS, outcome, made_of)
+
+    def _reward(self, made_of: dict[str, Any]) -> None:
+        from hf_lifealign.self_align.reward_rows import labelled_rows, reward_rows
+        from hf_lifealign.self_align.stages.reward import refuse_inconsistent
+
+        settings, config = self.config.refine, self.config
+        assert isinstance(settings, RLSettings)
+        self._engraved, self._comparer = self._stand_ins  # what was loaded for the judgements makes room
+        judged = self.store.manifest(JUDGEMENTS)["told"]
+        refuse_inconsistent(judged, settings.least_order_consistency)
+        outcome = labelled_rows(
+            self.store.rows(JUDGEMENTS), self.constitution.principles, config.seed, settings.principle_rate,
+            settings.most_principles, settings.negation,
+        )  # fmt: skip
+        if len(outcome.rows) < 2:
+            raise ValueError(
+                f"Of {outcome.told['pairs']} pairs {len(outcome.rows)} have a label; dropped: {outcome.reasons()}. At "
+                "least 2 are needed. Set more prompts, or a higher refine.most_principles."
+            )
+        held_out = self._held_out(outcome)
+        parts = [[row for i, row in enumerate(outcome.rows) if (i in held_out) == test] for test in (False, True)]
+        self.store.begin(REWARD, made_of)
+        stage = self._reward_stage()
+        outcome.told |= stage.run(*parts).told | {"order_consistency": judged["order_consistency"]}
+        outcome.told["least_order_consistency"] = settings.least_order_consistency
+
+        def fill(folder: Path) -> None:
+            make = partial(reward_rows, prompts=self.prompts, messages=self.form is None)
+            self._split(folder / PREFERENCE, held_out, outcome, make)
+            stage.save(folder)
+
+        self.store.write(REWARD, outcome, made_of, fill)
+        stage.clear()
+
+    def _reward_stage(self) -> "RewardStage":
+        from hf_lifealign.self_align.stages.reward import RewardStage
+
+        config = self.config
+        assert isinstance(config.refine, RLSettings)
+        return RewardStage(
+            config.model, config.refine, self.store.work(REWARD), self.prompts, self.form is None, config.seed,
+            self.tokenizer, self.callbacks,
+        )  # fmt: skip
+
+    def _reinforce(self, settings: RLSettings, made_of: dict[str, Any]) -> None:
+        from hf_lifealign.self_align.reward_model import PrincipleReward, RewardScorer, load_reward_model
+
+        self.store.begin(REFINE, made_of)
+        model = load_reward_model(self.config.model, self.store.folder(REWARD))
+        stage = self._reinforcement_stage(PrincipleReward(RewardScorer(model, self.tokenizer), self.prompts))
+        tasks, held_out = self._parts()
+        outcome = stage.run([task["prompt"] for task in tasks], held_out, self.data(SFT, "test"))
+        self.store.write(REFINE, outcome, made_of, stage.save)
+        stage.clear()
+
+    def _reinforcement_stage(self, reward: "PrincipleReward | None") -> "ReinforcementStage":
+        from hf_lifealign.self_align.stages.reinforcement import ReinforcementStage
+
+        config = self.config
+        assert isinstance(config.refine, RLSettings)
+        return ReinforcementStage(
+            config.model, config.refine, self.store.work(REFINE), self.store.folder(ENGRAVE), reward, self.prompts,
+            self.form is None, config.seed, self.tokenizer, self.callbacks,
+        )  # fmt: skip
 
     # What came of it
 

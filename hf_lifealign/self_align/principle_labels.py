@@ -92,7 +92,20 @@ def label_of(scores: Sequence[float], drawn: Sequence[DrawnPrinciple]) -> int:
         scores (`list[float]`): of all principles, of [`combined_scores`].
         drawn (`list[DrawnPrinciple]`): at least one.
     """
-    signed = [-scores[each.index] if each.negated else scores[each.index] for each in drawn]
+    decides = deciding_principle(scores, drawn)
+    return 0 if decides is None else int(np.sign(_signed(scores, decides)))
+
+
+def deciding_principle(scores: Sequence[float], drawn: Sequence[DrawnPrinciple]) -> DrawnPrinciple | None:
+    """The principle that gives a pair its label; the first of several that agree; `None` if there is no label.
+    Arguments as of [`label_of`]."""
+    signed = [_signed(scores, each) for each in drawn]
     size = max(abs(score) for score in signed)
-    signs = {int(np.sign(score)) for score in signed if abs(score) == size}
-    return signs.pop() if size > 0 and len(signs) == 1 else 0
+    strongest = [(each, score) for each, score in zip(drawn, signed, strict=True) if abs(score) == size]
+    if size == 0 or len({np.sign(score) for _, score in strongest}) > 1:
+        return None
+    return strongest[0][0]
+
+
+def _signed(scores: Sequence[float], each: DrawnPrinciple) -> float:
+    return -scores[each.index] if each.negated else scores[each.index]

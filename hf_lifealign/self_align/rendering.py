@@ -82,9 +82,20 @@ class Prompts:
 
     def compared(self, principle: Principle, request: str, first: str, second: str) -> str:
         """Asks which of two replies keeps better to a principle, up to where the letter A or B comes."""
-        told = principle.text if self.preset == "paper" else principle.short
-        values = {"principle": told, "request": request, "first": first, "second": second}
+        values = {"principle": self.worded(principle), "request": request, "first": first, "second": second}
         return self._render("judge", values)
+
+    def worded(self, principle: Principle, negated: bool = False) -> str:
+        """A principle as the preset words it, or its opposite."""
+        if negated:
+            return principle.negated
+        return principle.text if self.preset == "paper" else principle.short
+
+    def judged(self, principles: Sequence[str], request: str, message: bool) -> str:
+        """A request with the principles, as they are worded, by which a reward model is to judge the reply: a user's
+        message, or the same in the form of [`Prompts.engraved`]."""
+        told = self._render("judged", {"request": request, "principles": list(principles)}).rstrip()
+        return told if message else self.engraved(told)
 
     def _render(self, name: str, values: Mapping[str, Any]) -> str:
         return rendered(name, self._templates[name], values)

@@ -7,10 +7,12 @@ RUN/prompts/manifest.json    what they were made of and with, and the counts
 RUN/responses/sft/           rows that TRL trains on: train.jsonl, test.jsonl
 RUN/responses/preference/    the same as pairs
 RUN/engrave/                 the adapter
+RUN/reward/                  the reward model, and the rows it was trained on in preference/
 RUN/calls/                   kept calls
 RUN/work/                    checkpoints of a stage that is under way
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -143,6 +145,21 @@ class StageStore:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(mark, wanted)
         return folder
+
+    def weights_digest(self, stage: str) -> str:
+        """SHA-256 of the weights that a finished stage has left.
+
+        Raises:
+            ValueError: if it has left none.
+        """
+        digest = hashlib.sha256()
+        files = sorted(self.folder(stage).glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"The stage {stage!r} has left no weights in {self.root}. Run it first.")
+        for file in files:
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """What a finished stage was made of, and its counts."""

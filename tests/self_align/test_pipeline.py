@@ -23,13 +23,16 @@ from hf_lifealign import SelfAlign, SelfAlignConfig, TaskStream
 from hf_lifealign._recipes import build
 from hf_lifealign.lifelong.recipe import build_adapter
 from hf_lifealign.report.self_align import write_self_align_report
-from hf_lifealign.self_align.config import STAGES, EngraveSettings, RefineSettings, read_config
+from hf_lifealign.self_align.config import STAGES as STAGES_OF
+from hf_lifealign.self_align.config import read_config
 from hf_lifealign.self_align.generators import ScriptedGenerator
 from hf_lifealign.self_align.rendering import NOTE, REPLY, REQUEST
+from hf_lifealign.self_align.settings import CloningSettings, EngraveSettings
 from hf_lifealign.self_align.stages.outcome import GaveUpError
 from hf_lifealign.self_align.stages.prompts import PromptSettings
 from hf_lifealign.stream import StreamError
 
+STAGES = STAGES_OF["verbose_cloning"]
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = {"per_device_train_batch_size": 4, "max_length": 384, "logging_steps": 1, "disable_tqdm": True}
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -39,7 +42,7 @@ def config(folder: Path, base: str, **given: Any) -> SelfAlignConfig:
     settings: dict[str, Any] = {
         "prompts": PromptSettings(self_instruct=12, red_team=8),
         "engrave": EngraveSettings(ADAPTER, TRAINING, checkpoint_steps=2, answers=2),
-        "refine": RefineSettings(ADAPTER, TRAINING, checkpoint_steps=2, answers=2),
+        "refine": CloningSettings(ADAPTER, TRAINING, checkpoint_steps=2, answers=2),
         "preset": "compact",
     }
     return SelfAlignConfig(str(folder), base, **(settings | given))
@@ -189,7 +192,7 @@ def test_a_checkpoint_of_other_settings_is_not_gone_on_from(tmp_path: Path, base
 def test_the_engraved_model_itself_is_asked(tmp_path: Path, base: str) -> None:
     """What a tiny random one says is not kept; what was made before stays."""
     run = SelfAlign(config(tmp_path, base), ScriptedGenerator(obedient, batch_size=4), disable_tqdm=True)
-    run.config = replace(run.config, refine=RefineSettings(ADAPTER, TRAINING, max_new_tokens=8, least_words=5))
+    run.config = replace(run.config, refine=CloningSettings(ADAPTER, TRAINING, max_new_tokens=8, least_words=5))
     with pytest.raises(ValueError, match=r"Of 20 tasks 0 have an answer.*unfinished"):
         run.run()
     assert (tmp_path / "engrave" / "manifest.json").is_file()
@@ -252,12 +255,12 @@ def test_a_limit_keeps_the_proportion(tmp_path: Path, limit: int, parts: tuple[i
         ({"presets": "compact"}, "Did you mean 'preset'"),
         ({"preset": "short"}, "preset='short'"),
         ({"prompts": {"self_instrct": 3}}, "Did you mean 'self_instruct'"),
-        ({"generator": {"backend": "vllm"}}, "backend 'vllm'"),
+        ({"generator": {"backend": "ollama"}}, "backend 'ollama'"),
         ({"held_out": 1.0}, "held_out=1.0"),
         ({"engrave": {"checkpoint_steps": 0}}, "checkpoint_steps=0"),
         ({"constitution": {"principle": "p.yaml"}}, "Did you mean 'principles'"),
         ({"model": None}, "empty output_dir or model"),
-        ({"refine": {"method": "rl"}}, "method='rl'"),
+        ({"refine": {"method": "dpo"}}, "method='dpo'"),
         ({"refine": {}, "engrave": None}, "engrave is null"),
     ],
 )

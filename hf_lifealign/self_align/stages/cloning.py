@@ -11,7 +11,7 @@ from hf_lifealign.self_align.rendering import NOTE, REQUEST, Prompts
 from hf_lifealign.self_align.stages.outcome import Outcome, Progress
 
 if TYPE_CHECKING:
-    from hf_lifealign.self_align.config import RefineSettings
+    from hf_lifealign.self_align.settings import CloningSettings
 
 
 class CloneStage:
@@ -20,7 +20,7 @@ class CloneStage:
     Args:
         prompts ([`Prompts`]): of the constitution.
         calls ([`CallCache`]): of the engraved model.
-        settings ([`RefineSettings`]): how.
+        settings ([`CloningSettings`]): how.
         messages (`bool`): whether the engraved model is asked by messages.
         seed (`int`): of the calls.
         progress (`Callable`, *optional*): told of tasks that were answered, and of how many there are.
@@ -30,7 +30,7 @@ class CloneStage:
         self,
         prompts: Prompts,
         calls: CallCache,
-        settings: "RefineSettings",
+        settings: "CloningSettings",
         messages: bool,
         seed: int = 0,
         progress: Progress | None = None,

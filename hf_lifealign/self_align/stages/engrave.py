@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from hf_lifealign._files import read_json, remove_folder, write_json
-from hf_lifealign._recipes import build
 from hf_lifealign.self_align.generators.local import TransformersGenerator
 from hf_lifealign.self_align.generators.protocol import Sampling, plan_calls
 from hf_lifealign.self_align.stages.outcome import Outcome
+from hf_lifealign.self_align.stages.training import TrainingStage
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from hf_lifealign.self_align.config import EngraveSettings
+    from hf_lifealign.self_align.settings import EngraveSettings
 
 # As published, but for the batch and the warm-up, which were made for 258,878 rows.
 ADAPTER: dict[str, Any] = {
@@ -28,10 +27,9 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 4e-4, "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 10,
     "logging_steps": 5,
 }  # fmt: skip
-_BEFORE = "before.json"
 
 
-class EngraveStage:
+class EngraveStage(TrainingStage):
     """Trains the base on answers, and measures how much likelier it finds held-out ones.
 
     Args:
@@ -52,9 +50,8 @@ class EngraveStage:
         tokenizer: Any = None,
         callbacks: Sequence[Any] = (),
     ):
-        self.model, self.settings, self.work, self.seed = model, settings, work, seed
-        self.tokenizer, self.callbacks = tokenizer, list(callbacks)
-        self.trainer: Any = None
+        super().__init__(model, work, seed, tokenizer, callbacks)
+        self.settings = settings
 
     def run(self, train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> Outcome:
         """Trains; `told` holds the loss on the held-out rows before and after, in nats a token, and how answers to
@@ -63,7 +60,7 @@ class EngraveStage:
         Args:
             train, test (`list[dict]`): `prompt` and `completion`, of [`training_rows`].
         """
-        from hf_lifealign.lifelong.phases import latest_checkpoint, phase_logs
+        from hf_lifealign.lifelong.phases import phase_logs
 
         self.trainer = trainer = self._build(train, test)
         if not len(trainer.train_dataset) or not len(trainer.eval_dataset):
@@ -71,17 +68,13 @@ class EngraveStage:
                 f"You set max_length={trainer.args.max_length}, which the prompts of all rows to train on, or of all "
                 "that are held out, fill by themselves. Set a higher one."
             )
-        before = self.work / _BEFORE
-        if not before.is_file():
-            write_json(before, self._measured(test))
-        checkpoint = latest_checkpoint(self.work, trainer.is_world_process_zero())
-        trainer.train(resume_from_checkpoint=checkpoint)
+        before = self.train(lambda: self._measured(test))
         told: dict[str, Any] = {
             "train_rows": len(trainer.train_dataset),
             "held_out_rows": len(trainer.eval_dataset),
             "cut_away": len(train) + len(test) - len(trainer.train_dataset) - len(trainer.eval_dataset),
             "steps": trainer.state.global_step,
-            "before": read_json(before),
+            "before": before,
             "after": self._measured(test),
             "logs": [entry for entry in phase_logs(trainer) if "loss" in entry],
         }
@@ -92,18 +85,7 @@ class EngraveStage:
             )
         return Outcome(told=told)
 
-    def save(self, folder: Path) -> None:
-        """Writes adapter and tokenizer into a folder."""
-        self.trainer.model.save_pretrained(str(folder), safe_serialization=True)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in
-        self.trainer.processing_class.save_pretrained(str(folder))
-
-    def clear(self) -> None:
-        """Removes the checkpoints of what is finished."""
-        remove_folder(self.work)
-
     def _build(self, train: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> Any:
-        import torch
         from transformers import set_seed
         from trl import SFTConfig, SFTTrainer
 
@@ -111,12 +93,9 @@ class EngraveStage:
         from hf_lifealign.lifelong.recipe import build_adapter
         from hf_lifealign.models import resolve_model
 
-        plain = {} if torch.cuda.is_available() else {"bf16": False, "gradient_checkpointing": False}
-        fixed = {
-            "output_dir": str(self.work), "save_strategy": "steps", "save_steps": self.settings.checkpoint_steps,
-            "save_total_limit": 2, "seed": self.seed, "report_to": [], "eval_strategy": "no", "push_to_hub": False,
-        }  # fmt: skip
-        args = build(SFTConfig, TRAINING | plain | self.settings.training, "engrave.training", **fixed)
+        args = self.arguments(
+            SFTConfig, TRAINING, self.settings.training, "engrave.training", self.settings.checkpoint_steps
+        )
         adapter = build_adapter({"type": "lora"} | self.settings.adapter if self.settings.adapter else ADAPTER)
         set_seed(self.seed)  # the adapter is drawn
         return SFTTrainer(

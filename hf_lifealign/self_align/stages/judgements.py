@@ -1,11 +1,16 @@
 """Two answers to each task, compared by every principle and in both orders (SALMON, arXiv 2310.05910, section 3.2)."""
 
+import hashlib
+import json
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hf_lifealign._files import write_json
 from hf_lifealign.self_align.answers import Answer, AnswerReader
 from hf_lifealign.self_align.choices import letter_logits
 from hf_lifealign.self_align.generators.cache import CallCache
@@ -15,6 +20,8 @@ from hf_lifealign.self_align.principle_labels import combined_scores, order_cons
 from hf_lifealign.self_align.rendering import NOTE, REQUEST, Prompts
 from hf_lifealign.self_align.stages.outcome import Outcome, Progress
 from hf_lifealign.self_align.stages.responses import SAME_ANSWER
+
+logger = logging.getLogger(__name__)
 
 _Array = NDArray[np.float64]
 
@@ -36,6 +43,34 @@ class LetterComparer:
     def __call__(self, prompts: Sequence[str]) -> _Array:
         logits = letter_logits(self.model, self.tokenizer, prompts, 2, self.batch_size)
         return np.asarray(logits[:, 0] - logits[:, 1])
+
+
+class KeptComparer:
+    """A comparer whose answers are kept on disk, so that a stage that was killed asks nothing twice.
+
+    Args:
+        compare ([`Comparer`]): who compares.
+        identity (`str`): of who compares; others find none of its answers.
+        folder (`Path`): of the kept ones.
+    """
+
+    def __init__(self, compare: Comparer, identity: str, folder: Path):
+        self.compare, self.identity, self.folder = compare, identity, folder
+
+    def __call__(self, prompts: Sequence[str]) -> _Array:
+        digest = hashlib.sha256(json.dumps([self.identity, *prompts]).encode()).hexdigest()
+        file = self.folder / digest[:2] / f"{digest}.json"
+        if file.is_file():
+            try:
+                kept = np.asarray(json.loads(file.read_text(encoding="utf-8"))["log_odds"], dtype=np.float64)
+                if kept.shape != (len(prompts),):
+                    raise ValueError(f"{kept.shape} log-odds for {len(prompts)} questions")
+                return kept
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                logger.warning(f"The kept judgement {file} is damaged ({error}); it is made again.")
+        made = np.asarray(self.compare(prompts), dtype=np.float64)
+        write_json(file, {"log_odds": made.tolist()})
+        return made
 
 
 class JudgementStage:
