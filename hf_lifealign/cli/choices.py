@@ -7,9 +7,10 @@ from pathlib import Path
 
 _CHOICES = """\
 Ask a model questions with given answers, as HHH and TruthfulQA (MC1) have them: each in two orders of its answers, with
-the likeliest letter as its answer. Told are how often it finds the best one with a 95 % interval over the questions,
-how often both orders have the same answer, and how often it says the first letter; with --adapter all of it again, and
-what changes. QUESTIONS is a .json, .jsonl, .csv or .parquet file, or the Hub id of a dataset.
+the likeliest letter as its answer. Told are how often it finds the best one in an order, and by its probabilities over
+both orders together, with 95 % intervals over the questions; how often both orders have the same answer, and how often
+it says the first letter; with --adapter all of it again, and what changes. QUESTIONS is a .json, .jsonl, .csv or
+.parquet file, or the Hub id of a dataset.
 
 Of two answers the orders are the given one and its reverse. Of more the first order is drawn by --seed, since
 TruthfulQA's files have the best answer always in front.

@@ -21,7 +21,8 @@ class ChoiceReport:
         seed (`int`, *optional*): of the orders of answers.
         result ([`ChoiceResult`]): of the model alone.
         adapted ([`ChoiceResult`], *optional*): with the adapter.
-        difference ([`ChoiceDifference`], *optional*): what the adapter changes.
+        difference ([`ChoiceDifference`], *optional*): what the adapter changes of `accuracy`.
+        combined_difference ([`ChoiceDifference`], *optional*): and of `combined`.
     """
 
     model: str
@@ -30,20 +31,22 @@ class ChoiceReport:
     result: ChoiceResult
     adapted: ChoiceResult | None = None
     difference: ChoiceDifference | None = None
+    combined_difference: ChoiceDifference | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         content: dict[str, Any] = {"model": self.model, "adapter": self.adapter, "seed": self.seed}
         content["result"] = self.result.to_json()
-        if self.adapted is not None and self.difference is not None:
-            content |= {"adapted": self.adapted.to_json(), "difference": self.difference.to_json()}
+        for name in ("adapted", "difference", "combined_difference"):
+            if (told := getattr(self, name)) is not None:
+                content[name] = told.to_json()
         return content
 
     def text(self) -> str:
         """As tables for a terminal."""
         from hf_lifealign.report.table import markdown_table
 
-        head = ("model", "accuracy", "95 % interval", "same answer in both orders", "first letter")
+        head = ("model", "accuracy", "95 % interval", "over both orders", "95 % interval", "consistent", "first letter")
         rows = [(self.model, *_cells(self.result))]
         if self.adapted is not None:
             rows.append((f"with {self.adapter}", *_cells(self.adapted)))
@@ -52,18 +55,25 @@ class ChoiceReport:
             f"{self.result.chance:.3f} of the best ones.",
             markdown_table(head, rows),
         ]
-        if self.difference is not None:
-            told = self.difference
+        for what, told in (("accuracy", self.difference), ("over both orders", self.combined_difference)):
+            if told is not None:
+                lines.append(
+                    f"With the adapter, {what}: {told.difference:+.3f} (95 % interval {told.low:+.3f} to "
+                    f"{told.high:+.3f}, over the questions); {told.better} answered better, {told.worse} worse."
+                )
+        if self.result.consistency < 0.5:
             lines.append(
-                f"With the adapter {told.difference:+.3f} (95 % interval {told.low:+.3f} to {told.high:+.3f}, over "
-                f"the questions): {told.better} answered better, {told.worse} worse."
+                "Both orders agree on fewer than half of the questions: letters decide, or chance does. What the model "
+                "makes of the answers shows over both orders together."
             )
         return "\n".join(lines)
 
 
 def _cells(result: ChoiceResult) -> tuple[str, ...]:
-    interval = f"{result.low:.3f} to {result.high:.3f}"
-    return f"{result.accuracy:.3f}", interval, f"{result.consistency:.3f}", f"{result.first:.3f}"
+    return (
+        f"{result.accuracy:.3f}", f"{result.low:.3f} to {result.high:.3f}", f"{result.combined:.3f}",
+        f"{result.combined_low:.3f} to {result.combined_high:.3f}", f"{result.consistency:.3f}", f"{result.first:.3f}",
+    )  # fmt: skip
 
 
 def evaluate_choices(
@@ -129,8 +139,9 @@ def evaluate_choices(
         gc.collect()
     from hf_lifealign.models import public_name
 
-    change = compared_choices([question.best for question in questions], result, after)
-    return ChoiceReport(name, public_name(adapter), seed, result, after, change)
+    best = [question.best for question in questions]
+    changes = [compared_choices(best, result, after, combined) for combined in (False, True)]
+    return ChoiceReport(name, public_name(adapter), seed, result, after, *changes)
 
 
 def _loaded(model: Any, tokenizer: Any, revision: str | None, dtype: str, device: str | None) -> tuple[str, Any, Any]:

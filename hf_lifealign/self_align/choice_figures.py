@@ -1,7 +1,9 @@
 r"""How often a model finds the best of given answers, with intervals: pure functions.
 
 A question is asked in two orders of its answers, and its score is the share of them in which the best one was found: 0,
-1/2 or 1. Both orders are of one question and not independent, so that intervals are over questions.
+1/2 or 1. Both orders are of one question and not independent, so that intervals are over questions. A model that always
+says the same letter has a score of 1/2 of every question with two answers, whatever else it knows; so what it finds
+likeliest is also told over both orders together, where the letters cancel out.
 """
 
 from collections.abc import Sequence
@@ -27,9 +29,14 @@ class ChoiceResult:
             the letter.
         first (`float`): share of all asked that were answered by the first letter; about `chance` where a model goes by
             what the answers say.
+        combined (`float`): share of questions whose best answer is the likeliest over both orders together: by the sum
+            of the logarithms of its probabilities among the letters. Of two answers a preference for a letter cancels
+            out; of more it is mere noise, as their orders are drawn.
+        combined_low, combined_high (`float`): its 95 % interval.
         questions (`int`): each asked twice.
         answers (`tuple[tuple[int, int]]`): of each question, the answer that was chosen in each order, by its place in
             the question as it was given.
+        likeliest (`tuple[int]`): of each question, the answer that is so over both orders together.
     """
 
     accuracy: float
@@ -38,8 +45,12 @@ class ChoiceResult:
     chance: float
     consistency: float
     first: float
+    combined: float
+    combined_low: float
+    combined_high: float
     questions: int
     answers: tuple[tuple[int, int], ...]
+    likeliest: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -68,7 +79,11 @@ class ChoiceDifference:
 
 
 def choice_result(
-    best: Sequence[int], choices: Sequence[int], answers: Sequence[tuple[int, int]], first: float
+    best: Sequence[int],
+    choices: Sequence[int],
+    answers: Sequence[tuple[int, int]],
+    likeliest: Sequence[int],
+    first: float,
 ) -> ChoiceResult:
     """The figures of what was chosen.
 
@@ -76,6 +91,7 @@ def choice_result(
         best (`list[int]`): place of the best answer of each question.
         choices (`list[int]`): number of answers of each.
         answers (`list[tuple[int, int]]`): place of the chosen one, in each order.
+        likeliest (`list[int]`): place of the one that is so over both orders together.
         first (`float`): share of the first letter.
 
     Raises:
@@ -83,14 +99,20 @@ def choice_result(
     """
     scores = question_scores(best, answers)
     accuracy = float(scores.mean())
+    combined = float(np.mean([place == right for place, right in zip(likeliest, best, strict=True)]))
+    low, high = wilson_interval(combined, len(scores))
     return ChoiceResult(
         accuracy,
         *wilson_interval(accuracy, len(scores)),
         chance=float(np.mean([1 / count for count in choices])),
         consistency=float(np.mean([one == other for one, other in answers])),
         first=first,
+        combined=combined,
+        combined_low=low,
+        combined_high=high,
         questions=len(scores),
         answers=tuple((int(one), int(other)) for one, other in answers),
+        likeliest=tuple(int(place) for place in likeliest),
     )
 
 
@@ -109,12 +131,15 @@ def question_scores(best: Sequence[int], answers: Sequence[tuple[int, int]]) -> 
     return np.array([[place == right for place in pair] for pair, right in zip(answers, best, strict=True)]).mean(1)
 
 
-def compared_choices(best: Sequence[int], before: ChoiceResult, after: ChoiceResult) -> ChoiceDifference:
+def compared_choices(
+    best: Sequence[int], before: ChoiceResult, after: ChoiceResult, combined: bool = False
+) -> ChoiceDifference:
     """The paired difference of two results on the same questions.
 
     Args:
         best (`list[int]`): place of the best answer of each question.
         before, after ([`ChoiceResult`]): of these questions, in their order.
+        combined (`bool`): of `combined` and not of `accuracy`.
 
     Raises:
         ValueError: if they are not of as many questions.
@@ -124,7 +149,9 @@ def compared_choices(best: Sequence[int], before: ChoiceResult, after: ChoiceRes
             f"You gave results of {before.questions} and {after.questions} questions for {len(best)}. Give results of "
             "the same questions."
         )
-    changes = question_scores(best, after.answers) - question_scores(best, before.answers)
+    # the likeliest over both orders is one answer, as if it were that of either order
+    pairs = [[(p, p) for p in told.likeliest] if combined else told.answers for told in (before, after)]
+    changes = question_scores(best, pairs[1]) - question_scores(best, pairs[0])
     return ChoiceDifference(
         float(changes.mean()), *paired_interval(changes), int((changes > 0).sum()), int((changes < 0).sum())
     )

@@ -141,7 +141,8 @@ def answer_choices(
     template: str | None = None,
     seed: int | None = 0,
 ) -> ChoiceResult:
-    """Asks a model each question in two orders of its answers, and takes the likeliest letter.
+    """Asks a model each question in two orders of its answers, and takes the likeliest letter of each order, and the
+    likeliest answer over both.
 
     Args:
         model: causal language model.
@@ -167,8 +168,22 @@ def answer_choices(
         best=[question.best for question in questions],
         choices=[len(question.choices) for question in questions],
         answers=list(zip(chosen[::2], chosen[1::2], strict=True)),
+        likeliest=[_likeliest(logits[2 * i : 2 * i + 2], orders[2 * i : 2 * i + 2]) for i in range(len(questions))],
         first=sum(place == 0 for place in places) / len(places),
     )
+
+
+def _likeliest(logits: _Array, orders: Sequence[tuple[int, ...]]) -> int:
+    """The answer with the largest sum of log-probabilities among the letters, by its place in the question.
+
+    Args:
+        logits (`np.ndarray` of shape `(2, letters)`): of the letters, in each order.
+        orders (`list[tuple[int]]`): place of the answer behind each letter.
+    """
+    total = np.zeros(len(orders[0]))
+    for row, order in zip(logits, orders, strict=True):
+        total[list(order)] += row[: len(order)] - np.logaddexp.reduce(row[: len(order)])
+    return int(total.argmax())
 
 
 @torch.no_grad()

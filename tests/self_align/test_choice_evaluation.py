@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -113,6 +114,22 @@ def test_what_a_file_does_not_have(tmp_path: Path) -> None:
         load_questions("me/none")
 
 
+def test_the_only_split_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, asked = datasets.Dataset.from_list(ROWS), []
+
+    def load(found: Any) -> Any:
+        return lambda path, **given: asked.append((path, given)) or found
+
+    monkeypatch.setattr(datasets, "load_dataset", load(datasets.DatasetDict({"validation": rows})))
+    assert load_questions("me/questions", config="multiple_choice", revision="v1") == QUESTIONS
+    assert asked == [("me/questions", {"name": "multiple_choice", "split": None, "revision": "v1"})]
+    monkeypatch.setattr(datasets, "load_dataset", load(rows))
+    assert load_questions("me/questions", split="test") == QUESTIONS
+    monkeypatch.setattr(datasets, "load_dataset", load(datasets.DatasetDict({"a": rows, "b": rows})))
+    with pytest.raises(ValueError, match=r"have the splits \['a', 'b'\]\. Set split to one"):
+        load_questions("me/questions")
+
+
 # Models
 
 
@@ -131,7 +148,12 @@ def test_a_saved_model_and_an_adapter_on_it(tiny_dir: str, adapter: str) -> None
     text = report.text()
     assert "9 questions, each in two orders of its answers" in text
     assert "| with lora" in text
-    assert "With the adapter" in text
+    assert "Both orders agree on fewer than half of the questions" in text, "a random model says one letter"
+    assert "With the adapter, accuracy: " in text
+    assert "With the adapter, over both orders: " in text
+    change = report.combined_difference
+    assert change is not None
+    assert change.difference == pytest.approx(report.adapted.combined - report.result.combined)
 
 
 def test_a_model_that_is_given_stays_as_it_was(tmp_path: Path) -> None:

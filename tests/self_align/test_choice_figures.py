@@ -67,8 +67,8 @@ def test_how_often_intervals_hold_the_truth() -> None:
 
 def test_results_and_their_difference() -> None:
     best, choices = [0, 2, 1, 0], [2, 3, 2, 4]
-    before = choice_result(best, choices, [(0, 1), (2, 2), (0, 0), (0, 0)], first=0.5)
-    after = choice_result(best, choices, [(0, 0), (2, 1), (1, 1), (0, 0)], first=0.25)
+    before = choice_result(best, choices, [(0, 1), (2, 2), (0, 0), (0, 0)], [1, 2, 0, 0], first=0.5)
+    after = choice_result(best, choices, [(0, 0), (2, 1), (1, 1), (0, 0)], [0, 2, 0, 1], first=0.25)
     assert question_scores(best, before.answers).tolist() == [0.5, 1.0, 0.0, 1.0]
     assert (before.accuracy, before.consistency, before.first, before.questions) == (0.625, 0.75, 0.5, 4)
     assert (before.low, before.high) == wilson_interval(0.625, 4), "four questions, not eight"
@@ -76,14 +76,18 @@ def test_results_and_their_difference() -> None:
     change = compared_choices(best, before, after)
     assert (change.difference, change.better, change.worse) == (0.25, 2, 1)
     assert (change.low, change.high) == paired_interval([0.5, -0.5, 1.0, 0.0])
+    assert (before.combined, before.combined_low, before.combined_high) == (0.5, *wilson_interval(0.5, 4))
+    together = compared_choices(best, before, after, combined=True)
+    assert (together.difference, together.better, together.worse) == (0.0, 1, 1)
+    assert (together.low, together.high) == paired_interval([1.0, 0.0, 0.0, -1.0])
     assert compared_choices(best, before, before).difference == 0.0
     assert change.to_json()["better"] == 2
 
 
 def test_what_is_no_figure() -> None:
     with pytest.raises(ValueError, match="no questions"):
-        choice_result([], [], [], 0.0)
-    one = choice_result([0], [2], [(0, 0)], 0.5)
+        choice_result([], [], [], [], 0.0)
+    one = choice_result([0], [2], [(0, 0)], [0], 0.5)
     with pytest.raises(ValueError, match="1 and 1 questions for 2"):
         compared_choices([0, 1], one, one)
     for share, trials in ((1.1, 3), (0.5, 0)):

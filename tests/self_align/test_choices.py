@@ -117,6 +117,30 @@ def test_one_that_knows_and_one_that_goes_by_the_letter(batch_size: int) -> None
     assert never.accuracy == 0.5, "a letter that is not offered is no answer"
 
 
+def test_what_letters_hide_shows_over_both_orders() -> None:
+    """A model with a strong liking for a letter, and a weak one for the best answer."""
+    likes = {"A": 3.0, "B": 0.0, "C": 1.0}
+
+    class Biased(Reader):
+        def forward(self, input_ids: Any, attention_mask: Any, use_cache: bool) -> Any:
+            logits = torch.zeros(*input_ids.shape, 260)
+            for i, (row, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
+                text, last = self.tokenizer.decode(row[: int(mask.sum())]), int(mask.sum()) - 1
+                for letter, liking in likes.items():
+                    (token,) = self.tokenizer(letter)["input_ids"]
+                    logits[i, last, token] = liking + self.choose * (letter == knows(text))
+            return SimpleNamespace(logits=logits)
+
+    two = [QUESTIONS[0], QUESTIONS[2]]
+    found = answer_choices(Biased(0.5), tiny_tokenizer(), two)
+    assert (found.accuracy, found.consistency, found.first) == (0.5, 0.0, 1.0)
+    assert (found.combined, found.likeliest) == (1.0, (0, 1))
+    against = answer_choices(Biased(-0.5), tiny_tokenizer(), two)
+    assert (against.accuracy, against.combined) == (0.5, 0.0)
+    sure = answer_choices(Biased(50.0), tiny_tokenizer(), QUESTIONS)
+    assert sure.likeliest == (0, 2, 1), "by the answers' places as they were given"
+
+
 def test_letters_alone_find_no_more_than_chance() -> None:
     """Also where the best answer always stands first, as in TruthfulQA's files."""
     many = [Question(f"Which, {i}?", ("best", "b", "c", "d"), 0) for i in range(60)]
