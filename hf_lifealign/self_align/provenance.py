@@ -105,7 +105,7 @@ def read_provenance(root: Path) -> Provenance:
             raise ValueError(
                 f"The stage {stage!r} of the run {root} is not there. Let `lifealign self-align` end first."
             )
-        manifests[stage] = store.manifest(stage)
+        manifests[stage] = _sound(store.manifest(stage), f"{store.folder(stage) / MANIFEST}")
         if manifests[stage].get("rows_sha256") != rows_digest(store.rows(stage)):
             raise ValueError(_changed(root, f"The rows of the stage {stage!r}"))
     _refuse_other_pairs(store, manifests[_RESPONSES])
@@ -115,6 +115,19 @@ def read_provenance(root: Path) -> Provenance:
         principles, made_of["constitution"], writer, str(made_of["generator"]), manifests[_PROMPTS],
         manifests[_RESPONSES],
     )  # fmt: skip
+
+
+def _sound(manifest: Any, where: str) -> dict[str, Any]:
+    """A manifest that holds what is told of it."""
+    counts = ("asked", "kept", "keep_rate") if Path(where).parent.name == _RESPONSES else ()
+    told: dict[str, tuple[str, ...]] = {"made_of": ("constitution", "generator", "settings"), "told": counts}
+    for key, inner in told.items():
+        part = manifest.get(key) if isinstance(manifest, dict) else None
+        lacking = [name for name in inner if name not in part] if isinstance(part, dict) else [key]
+        if lacking or "dropped" not in manifest:
+            raise ValueError(f"The manifest {where} lacks {', '.join(lacking or ['dropped'])}. Make the stage anew.")
+    found: dict[str, Any] = manifest
+    return found
 
 
 def run_of_task(task: "Task") -> Path | None:
@@ -167,9 +180,16 @@ def _recorded(root: Path, made_of: Mapping[str, Any]) -> tuple[tuple[Principle, 
     """Principles and writer of the record that belongs to the rows; else the shipped principles, if it was they."""
     file = root / RECORD
     record = read_json(file) if file.is_file() else {}
-    if record.get("constitution") == made_of["constitution"]:
-        principles = tuple(Principle(**each) for each in record["principles"])
-        return principles, dict(record["writer"]) if record.get("generator") == made_of["generator"] else {}
+    if isinstance(record, dict) and record.get("constitution") == made_of["constitution"]:
+        try:
+            principles = tuple(Principle(**each) for each in record["principles"])
+            writer = {"model": record["writer"]["model"], **record["writer"]}
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"The record {file} is damaged ({error}). Give the command `lifealign self-align RECIPE.yaml` of this "
+                "run once more, which writes it anew."
+            ) from error
+        return principles, writer if record.get("generator") == made_of["generator"] else {}
     shipped = load_constitution()
     if shipped.digest() == made_of["constitution"]:
         return shipped.principles, {}

@@ -215,6 +215,23 @@ def test_a_record_of_another_run_is_not_believed(run: Path) -> None:
         read_provenance(run)
 
 
+def test_damaged_records(run: Path) -> None:
+    record = json.loads((run / RECORD).read_text())
+    for damage in ({"principles": [{"name": "x"}]}, {"principles": None}, {"writer": {}}):
+        (run / RECORD).write_text(json.dumps(record | damage))
+        with pytest.raises(ValueError, match=r"The record .* is damaged .* once more"):
+            read_provenance(run)
+    file = run / "responses" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for damage, lacking in (({"told": {}}, "asked, kept, keep_rate"), ({"made_of": None}, "made_of")):
+        file.write_text(json.dumps(manifest | damage))
+        with pytest.raises(ValueError, match=rf"manifest .* lacks {lacking}\. Make the stage anew"):
+            read_provenance(run)
+    (run / "prompts" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"The stage 'prompts' of the run .* is not there"):
+        read_provenance(run)
+
+
 @pytest.mark.parametrize("what", ["responses/preference/train.jsonl", "responses/rows.jsonl", "prompts/rows.jsonl"])
 def test_rows_that_were_changed_are_not_what_the_run_tells_of(run: Path, what: str) -> None:
     lines = (run / what).read_text().splitlines()
