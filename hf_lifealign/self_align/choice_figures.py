@@ -179,7 +179,8 @@ def wilson_interval(share: float, trials: int, level: float = LEVEL) -> tuple[fl
         raise ValueError(f"You gave a share of {share} of {trials} trials. Give one in [0, 1], of at least 1.")
     centre, spread = share + z * z / (2 * trials), share * (1 - share) / trials + z * z / (4 * trials**2)
     ends = [(centre + sign * z * spread**0.5) / (1 + z * z / trials) for sign in (-1, 1)]
-    return max(0.0, ends[0]), min(1.0, ends[1])
+    # at 0 and 1 an end is the share itself, which rounding may miss
+    return min(share, max(0.0, ends[0])), max(share, min(1.0, ends[1]))
 
 
 def paired_interval(changes: Sequence[float] | NDArray[np.float64], level: float = LEVEL) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -38,6 +38,9 @@ def test_paired_changes_of_zeros_and_ones() -> None:
     assert nothing == pytest.approx((-Z * math.sqrt(2) / 52, Z * math.sqrt(2) / 52))
 
 
+@settings(deadline=None)
+@example([-1.0] * 5)
+@example([1.0] * 7)
 @given(st.lists(st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0]), min_size=1, max_size=40))
 def test_an_interval_holds_what_was_found(changes: list[float]) -> None:
     low, high = paired_interval(changes)
