@@ -2,9 +2,9 @@
 
 python benchmarks/self_align_generation.py [--model embedded:smollm2-135m] [--batch 16] [--tokens 32] [--repeats 5]
 
-Both sides write answers to the same prompts by the principles, with the same seed, batch and settings, so that they
-write the same tokens. The bare side is given tensors; ours encodes the prompts, generates, decodes, finds the stop
-strings and keeps the calls on disk. Prints the medians and their ratio.
+Both sides answer the same short prompts with the same seed, batch and settings, so that they write the same tokens;
+longer prompts would only hide what is added. The bare side is given tensors; ours encodes the prompts, generates,
+decodes, finds the stop strings and keeps the calls on disk. Prints the medians and their ratio.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     generator = TransformersGenerator(args.model, batch_size=args.batch)
     constitution = load_constitution({}, None)
     prompts = Prompts(constitution, "compact")
-    texts = [prompts.respond(seed) for seed in constitution.seeds[: args.batch]]
+    texts = [prompts.engraved(seed) for seed in constitution.seeds[: args.batch]]
     batch = encoded(generator, texts)
     print(f"{len(texts)} prompts of up to {batch['input_ids'].shape[1]} tokens, answers of up to {args.tokens}")
     for stop in ((), (REQUEST,)):

@@ -13,11 +13,12 @@ from support.tiny import preference_rows, tiny_model, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPT, LOADING, PUBLISHED, STEERED, WATCHED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SCRIPT, LOADING, PUBLISHED, STEERED, WATCHED, PRINCIPLED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 ALL_COMMANDS = re.findall(r"^(?:lifealign|accelerate launch) .*$", README, flags=re.MULTILINE)
 STEERING = [line for line in ALL_COMMANDS if "meta_aligner" in line or "pareto" in line]
 WATCHING = [line for line in ALL_COMMANDS if line.split()[1] in ("dynamics", "diversity", "preflight")]
-COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING + WATCHING]
+PRINCIPLES = [line for line in ALL_COMMANDS if line.split()[1] in ("self-align", "choices")]
+COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING + WATCHING + PRINCIPLES]
 
 
 def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,3 +195,50 @@ def test_rehearsal_follows_the_forces(tmp_path: Path) -> None:
         written[0].replace("...", "str(tmp_path)"), {"LifelongConfig": LifelongConfig, "tmp_path": tmp_path, "str": str}
     )
     assert config.rehearsing(["replay", "consolidation"])[0]["name"] == "dynamic_replay"
+
+
+def test_a_task_from_principles(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script and the commands on the tiny model, with one who writes what is asked for; what they leave as a task.
+
+    The recipe trains on texts of up to 256 tokens; those of a tokenizer of characters are longer.
+    """
+    import threading
+
+    from support.openai_server import OpenAIServer
+    from support.self_align import obedient
+
+    from hf_lifealign import TaskStream
+    from hf_lifealign.cli.main import main
+    from hf_lifealign.self_align.generators import ScriptedGenerator
+    from hf_lifealign.self_align.stages.prompts import PromptSettings
+
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, Any]] = [{"question": "Is ice cold?", "choices": ["Yes.", "No."], "best": 0}]
+    write_jsonl(Path("questions.jsonl"), rows)
+    script = PRINCIPLED.replace("Qwen/Qwen2.5-0.5B-Instruct", tiny_dir)
+    script = script.replace('preset="compact")', 'preset="compact", prompts=few, engrave=None), generator=writer')
+    scope: dict[str, Any] = {"few": PromptSettings(6, 4), "writer": ScriptedGenerator(obedient, batch_size=4)}
+    exec(script, scope)
+    assert set(scope["told"]) == {"prompts", "responses"}
+    assert scope["run"].data("preference", "train")
+    server = OpenAIServer()
+    server.answer = obedient
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # of what a random model says at length nothing can be kept
+    short = [
+        f"model={tiny_dir}", f"generator={{backend: server, base_url: {server.url}, model: m, chat: false}}",
+        "engrave.training.max_length=768", "engrave.answers=1", "refine=null",
+    ]  # fmt: skip
+    try:
+        for line in PRINCIPLES:
+            told = line.replace("recipes/", f"{ROOT}/recipes/").replace("embedded:smollm2-135m", tiny_dir)
+            words = told.replace("runs/principles/refine", "runs/principles/engrave").split()[1:]
+            if words[0] == "self-align":
+                words += ["--limit", "8", *(word for setting in short for word in ("--set", setting))]
+            assert main(words) == 0, line
+    finally:
+        server.shutdown()
+    for stage in ("prompts", "responses", "engrave"):
+        assert (Path("runs/principles") / stage / "manifest.json").is_file()
+    stream = TaskStream.from_config([{"name": "principled", "self_align": "runs/principles"}])
+    assert len(stream["principled"].load().train)
