@@ -41,6 +41,7 @@ bench: $(VENV)/.model
 	$(BIN)/python benchmarks/consolidation.py
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/near_duplicates.py
+	$(BIN)/python benchmarks/self_align_generation.py
 	$(BIN)/python benchmarks/meta_aligner_step.py
 	$(BIN)/python benchmarks/dynamics_overhead.py --short
 
