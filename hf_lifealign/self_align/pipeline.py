@@ -65,7 +65,8 @@ class SelfAlign:
             model.
         callbacks (`list`, *optional*): of the trainers.
         disable_tqdm (`bool`): whether to show no bars.
-        comparer ([`Comparer`], *optional*): who compares answers, in place of the engraved model.
+        comparer ([`Comparer`], *optional*): who compares answers, in place of the engraved model; a stage that goes on
+            knows it by its name.
 
     Example:
 

@@ -26,8 +26,11 @@ from hf_lifealign.self_align.stages.prompts import PromptSettings
 RL = STAGES["rl"]
 ADAPTER = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 TRAINED = {"logging_steps": 1, "disable_tqdm": True}
+# TRL's own copy of an adapter leaves out what it does to embeddings
 ENGRAVE = EngraveSettings(
-    ADAPTER, TRAINED | {"per_device_train_batch_size": 8, "max_length": 256, "learning_rate": 1e-2}, answers=0
+    {"r": 4, "target_modules": ["q_proj", "embed_tokens"]},
+    TRAINED | {"per_device_train_batch_size": 8, "max_length": 256, "learning_rate": 1e-2},
+    answers=0,
 )
 REWARD = TRAINED | {"per_device_train_batch_size": 4, "max_length": 1500}
 POLICY = TRAINED | {
@@ -190,8 +193,14 @@ def test_the_reward_reads_the_principles(whole: tuple[SelfAlign, dict[str, Any],
 
 
 class Killer(TrainerCallback):
+    """Kills at a step; -1 is when the training is over, and nothing of it is written yet."""
+
     def __init__(self, stage: str, at: int):
         self.stage, self.at = stage, at
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if Path(args.output_dir).name == self.stage and self.at == -1:
+            raise KeyboardInterrupt
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if Path(args.output_dir).name == self.stage and state.global_step == self.at:
@@ -215,7 +224,7 @@ def test_a_kill_at_any_point_changes_nothing(
         run_of(tmp_path, base, speaker=answers).run()
     with pytest.raises(KeyboardInterrupt):
         run_of(tmp_path, base, comparer=judge).run()
-    for stage, at in (("reward", 0), ("reward", 3), ("refine", 0), ("refine", 3)):
+    for stage, at in (("reward", 0), ("reward", 3), ("refine", 0), ("refine", 3), ("refine", -1)):
         with pytest.raises(KeyboardInterrupt):
             run_of(tmp_path, base, callbacks=[Killer(stage, at)], comparer=judge).run()
     run_of(tmp_path, base, comparer=judge).run()
@@ -340,3 +349,11 @@ def test_the_dry_run_shows_comparison_and_reward(whole: tuple[SelfAlign, dict[st
     worded = [p.short for p in principles.values()], [p.negated for p in principles.values()]
     for texts in worded:
         assert sum(f"- {text}" in shown["reward"].text for text in texts) == 1
+
+
+def test_the_shipped_recipe_is_a_run(tmp_path: Path) -> None:
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "self_align" / "reinforced.yaml"
+    run = SelfAlign(read_config(recipe, output_dir=str(tmp_path / "run")))
+    assert run.config.stages == RL
+    run._refuse_wrong_training()
+    assert run._reinforcement_stage(None).training_arguments().max_completion_length == 128
