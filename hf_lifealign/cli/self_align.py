@@ -42,7 +42,6 @@ def self_align(args: argparse.Namespace) -> int:
     from hf_lifealign.report.self_align import write_self_align_report
     from hf_lifealign.self_align.config import read_config
     from hf_lifealign.self_align.pipeline import SelfAlign
-    from hf_lifealign.self_align.provenance import keep_record
 
     config = read_config(args.recipe, args.overrides, args.output_dir)
     if args.limit is not None:
@@ -52,7 +51,6 @@ def self_align(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(run)
     told = run.run(args.from_stage)
-    keep_record(run)
     report = write_self_align_report(run.store.root, {stage: run.store.manifest(stage) for stage in told})
     prompts, responses = (len(run.store.rows(stage)) for stage in ("prompts", "responses"))
     print(f"Tasks:   {prompts}")

@@ -99,4 +99,6 @@ def _room(run: "SelfAlign", of_writer: bool = True) -> int | None:
 
     model = str(run.config.generator.get("model", run.config.model)) if of_writer else run.config.model
     config: Any = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    room = getattr(config.get_text_config(), "max_position_embeddings", None)
+    set_to = run.config.generator.get("max_model_len") if of_writer else None  # of vLLM
+    return set_to if room is None or (set_to is not None and set_to < room) else room

@@ -21,6 +21,7 @@ from hf_lifealign.self_align.config import (
     SelfAlignConfig,
 )
 from hf_lifealign.self_align.generators.cache import CallCache
+from hf_lifealign.self_align.provenance import keep_record
 from hf_lifealign.self_align.rendering import Prompts
 from hf_lifealign.self_align.settings import CloningSettings, EngraveSettings, RLSettings
 from hf_lifealign.self_align.stages.cloning import CloneStage, cloning_rows
@@ -122,7 +123,8 @@ class SelfAlign:
             from hf_lifealign.self_align.generators import TransformersGenerator
 
             # in the form and at the place that are set for the one who writes, if that is a model on this machine
-            given = self.config.generator if self.config.generator.get("backend") != "server" else {}
+            own = self.config.generator.get("backend", "transformers") == "transformers"
+            given = self.config.generator if own else {}
             options = {name: given[name] for name in ("batch_size", "dtype", "device") if name in given}
             base = TransformersGenerator(self.config.model, self.tokenizer, chat=self.form is None, **options)
             model: Any = PeftModel.from_pretrained(base.model, str(self.store.folder(ENGRAVE))).eval()
@@ -177,6 +179,7 @@ class SelfAlign:
             made_of = self._made_of(stage)
             if not self.store.finished(stage, made_of):
                 made[stage](made_of)
+        keep_record(self)
         return {stage: self.store.manifest(stage)["told"] for stage in stages}
 
     def _made_of(self, stage: str) -> dict[str, Any]:

@@ -196,5 +196,5 @@ def _recorded(root: Path, made_of: Mapping[str, Any]) -> tuple[tuple[Principle, 
     raise ValueError(
         f"The principles by which the rows in {root} were made are not known: its {RECORD} is not there, or of another "
         "run, and they are not the shipped ones. Give the command `lifealign self-align RECIPE.yaml` of this run once "
-        "more, which makes no finished stage again and keeps them; in Python, call keep_record(run)."
+        "more, which makes no finished stage again and keeps them; in Python, run it once more, too."
     )

@@ -21,6 +21,7 @@ from trl import SFTConfig
 
 from hf_lifealign import SelfAlign, SelfAlignConfig, TaskStream
 from hf_lifealign._recipes import build
+from hf_lifealign.cli.main import main
 from hf_lifealign.lifelong.recipe import build_adapter
 from hf_lifealign.report.self_align import write_self_align_report
 from hf_lifealign.self_align.config import STAGES as STAGES_OF
@@ -279,7 +280,9 @@ def test_generator_options_are_checked(tmp_path: Path) -> None:
         config(tmp_path, "base").limited(0)
 
 
-def test_the_command_from_end_to_end(tmp_path: Path, base: str) -> None:
+def test_the_command_from_end_to_end(
+    tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A constitution of the user's own, and a server that writes: in a process of its own, with no word of code."""
     principles = [{"name": "kind", "text": "Be kind.", "may_decline": False}, {"name": "informative", "text": "Tell."}]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(principles))
@@ -316,11 +319,13 @@ def test_the_command_from_end_to_end(tmp_path: Path, base: str) -> None:
         done = lifealign("--limit", "12", "--set", "responses.temperature=0.3")
         assert done.returncode == 0, done.stderr[-2000:]
         asked = len(server.asked)
-        assert lifealign("--limit", "12", "--set", "responses.temperature=0.3").returncode == 0
+        monkeypatch.chdir(tmp_path)
+        again = ["self-align", "recipe.yaml", "--limit", "12"]
+        assert main([*again, "--set", "responses.temperature=0.3"]) == 0
         assert len(server.asked) == asked, "all of it is there"
-        other = lifealign("--limit", "12")
-        assert other.returncode == 2
-        assert "made with other settings" in other.stderr
+        capsys.readouterr()
+        assert main(again) == 2
+        assert "made with other settings" in capsys.readouterr().err
     finally:
         server.shutdown()
     for line in ("Tasks:   12", "Answers: 12 (100.0 % kept)", "Adapter: run/engrave", "Report:  run/report.md"):
