@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 from trl import DPOTrainer, SFTTrainer
 
-from hf_lifealign._files import remove_folder, write_json
+from hf_lifealign._files import read_json, remove_folder, write_json
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
 from hf_lifealign.slmc import ConsolidationCallback
 from hf_lifealign.strategies import WARM_START, Phase, PhaseTrainer
@@ -78,6 +79,22 @@ def latest_checkpoint(output_dir: Path, is_main_process: bool) -> str | None:
         elif is_main_process:
             remove_folder(folder)
     return str(complete[max(complete)]) if complete else None
+
+
+def resumable_checkpoint(output_dir: Path, is_main_process: bool) -> str | None:
+    """The newest complete checkpoint but that of the last step, which is removed; the same on all processes.
+
+    Trainer looks whether a training is done after a step alone: from its last step it would take one too many where it
+    does not end with an epoch.
+    """
+    found = latest_checkpoint(output_dir, is_main_process) if is_main_process else None
+    if found is not None:
+        state = read_json(Path(found) / "trainer_state.json")
+        if state["global_step"] >= state["max_steps"]:
+            remove_folder(Path(found))
+            found = latest_checkpoint(output_dir, is_main_process)
+    told: str | None = broadcast_object_list([found])[0]
+    return told
 
 
 def phase_logs(trainer: Trainer) -> list[dict[str, Any]]:

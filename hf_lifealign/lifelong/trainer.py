@@ -35,7 +35,7 @@ from hf_lifealign.lifelong.guards import refuse_sharded_training
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
-from hf_lifealign.lifelong.phases import build_trainer, latest_checkpoint, phase_arguments, phase_logs, trainer_of
+from hf_lifealign.lifelong.phases import build_trainer, phase_arguments, phase_logs, resumable_checkpoint, trainer_of
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
@@ -413,7 +413,7 @@ class LifelongTrainer:
 
     def _run_trainer(self, phase: Phase) -> dict[str, Any]:
         work = self.directory.work(phase.task, phase.name)
-        checkpoint = broadcast_object_list([latest_checkpoint(work, self.is_main_process)])[0]
+        checkpoint = resumable_checkpoint(work, self.is_main_process)
         own = self.training_rows(phase.task)
         rows = own
         for strategy in self.strategies:

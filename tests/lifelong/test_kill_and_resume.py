@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.life import life_files
+from support.life import life_files, tiny_life
+from transformers import TrainerCallback
 
 SCRIPT = Path(__file__).resolve().parents[1] / "support" / "mortal_life.py"
 TIMES = ("date", "seconds", "time", "runtime", "per_second", "peak_memory")
@@ -76,3 +77,28 @@ def test_a_finished_run_is_left_as_it_is(undisturbed: tuple[Path, int]) -> None:
     assert live(root, 0)[0] == 0
     after = life_files(root)
     assert {k: v for k, v in before.items() if "state" not in k} == {k: v for k, v in after.items() if "state" not in k}
+
+
+def test_a_kill_after_the_last_step_takes_no_step_more(tmp_path: Path) -> None:
+    """Of a phase that ends within an epoch. Trainer looks whether it is done after a step alone."""
+
+    class KilledError(Exception):
+        pass
+
+    class Killer(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if "02-two" in str(args.output_dir):
+                raise KilledError
+
+    given: dict[str, Any] = {
+        "training": {"max_steps": 3, "logging_steps": 1},
+        "warm_start": False,
+        "checkpoint_steps": 1,
+    }
+    tiny_life(tmp_path / "once", **given).train()
+    with pytest.raises(KilledError):
+        tiny_life(tmp_path / "again", callbacks=[Killer()], **given).train()
+    again = tiny_life(tmp_path / "again", **given)
+    again.train()
+    assert again.state.task(1)["record"]["phases"][0]["steps"] == 3
+    assert_same(tmp_path / "again", tmp_path / "once")

@@ -63,35 +63,17 @@ class TrainingStage:
         """
         from transformers import set_seed
 
+        from hf_lifealign.lifelong.phases import resumable_checkpoint
+
         before = self.work / _BEFORE
         if not before.is_file():
             write_json(before, measure())
-        checkpoint = self._checkpoint()
+        checkpoint = resumable_checkpoint(self.work, self.trainer.is_world_process_zero())
         # measuring may draw, and is not done anew by a stage that goes on
         set_seed(self.seed)
         self.trainer.train(resume_from_checkpoint=checkpoint)
         told: dict[str, Any] = read_json(before)
         return told
-
-    def _checkpoint(self) -> str | None:
-        """The newest checkpoint but that of the last step: Trainer looks at the end of a training after a step alone,
-        and would take one too many where it does not end with an epoch."""
-        from accelerate import PartialState
-
-        from hf_lifealign.lifelong.phases import latest_checkpoint
-
-        main = self.trainer.is_world_process_zero()
-        found = latest_checkpoint(self.work, main)
-        if found is None:
-            return None
-        state = read_json(Path(found) / "trainer_state.json")
-        if state["global_step"] < state["max_steps"]:
-            return found
-        PartialState().wait_for_everyone()  # every process has read it
-        if main:
-            remove_folder(Path(found))
-        PartialState().wait_for_everyone()
-        return latest_checkpoint(self.work, main)
 
     def save(self, folder: Path) -> None:
         """Writes adapter (or model) and tokenizer into a folder; a frozen copy of the adapter is left out."""
