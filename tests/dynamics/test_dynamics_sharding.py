@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return train(tmp_path_factory.mktemp("sharding") / "whole", "whole")
 
 
-@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("kind", [pytest.param("fsdp1", marks=pytest.mark.slow), "fsdp2"])
 def test_a_sharded_training_is_followed_without_forces(tmp_path: Path, kind: str, whole: Any) -> None:
     series, losses = train(tmp_path / kind, kind)
     plain, plain_losses = whole

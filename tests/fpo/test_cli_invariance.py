@@ -28,7 +28,10 @@ def train(script: list[str], output: Path, tiny_dir: str, data: Path, *flags: st
     return json.loads((output / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
 
 
-@pytest.mark.parametrize("flags", [(), ("--ld_alpha", "0.4", "--loss_type", "sft", "sigmoid")], ids=["plain", "mixed"])
+MIXED = pytest.param(("--ld_alpha", "0.4", "--loss_type", "sft", "sigmoid"), marks=pytest.mark.slow, id="mixed")
+
+
+@pytest.mark.parametrize("flags", [pytest.param((), id="plain"), MIXED])
 def test_gamma_zero_is_dpo(flags: tuple[str, ...], tiny_dir: str, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data" / "train.jsonl", preference_rows(24))
     write_jsonl(tmp_path / "data" / "test.jsonl", preference_rows(6, start=50))

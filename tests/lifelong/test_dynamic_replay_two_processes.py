@@ -45,7 +45,7 @@ Path(root, f"rank-{rank}.json").write_text(json.dumps({"changes": changes, "call
 """
 
 
-@pytest.mark.parametrize("mode", ["noise", "fail"])
+@pytest.mark.parametrize("mode", ["noise", pytest.param("fail", marks=pytest.mark.slow)])
 def test_processes_do_not_part(tmp_path: Path, mode: str) -> None:
     script = tmp_path / "life.py"
     script.write_text(SCRIPT)
