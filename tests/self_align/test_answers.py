@@ -81,7 +81,7 @@ def test_a_due_refusal_is_kept() -> None:
 
 
 def test_a_reply_may_repeat_its_request() -> None:
-    line = SHIPPED.exemplars[0].reply
+    line = SHIPPED.exemplars[-1].reply
     assert isinstance(read(f" Hm.\n{REPLY} {line}", request=f"Correct this: {line}"), Answer)
 
 
