@@ -196,9 +196,8 @@ class RehearsalControl(TrainerCallback):
                     new, old = (
                         loss_gradients(model, parameters, batch, trainer_loss(self.trainer)) for batch in self._forces
                     )
-                    steps = [self._step(optimizer, parameters, found) for found in (new, old)]
-                    if moment.gradient is not None:
-                        steps.append(self._step(optimizer, parameters, new, moment.gradient))
+                    one, *carried = self._steps(optimizer, parameters, new, moment.gradient)
+                    steps = [one, *self._steps(optimizer, parameters, old), *carried]
                     for task, drawn in zip(self.tasks, followed, strict=True):
                         if drawn is not None:
                             forces = task.meter.forces(model, parameters, drawn, steps)
@@ -273,14 +272,14 @@ class RehearsalControl(TrainerCallback):
         return drawn if reason is None else None
 
     @staticmethod
-    def _step(
-        optimizer: Any, parameters: list[torch.Tensor], found: Gradients, gradient: Tensors | None = None
-    ) -> Tensors:
-        """One step at the highest rate on what was found, or on another gradient, that lasts."""
+    def _steps(
+        optimizer: Any, parameters: list[torch.Tensor], found: Gradients, carried: Tensors | None = None
+    ) -> list[Tensors]:
+        """One step at the highest rate on what was found, and one on what the moment carries, if it is given."""
         scales = scales_of(optimizer, parameters, found.second, highest_rates(optimizer), found.updates)
         if scales is None:
             raise NotEstimableError("the optimizer is neither SGD nor Adam nor AdamW")
-        return step_of(found.parts["total"] if gradient is None else gradient, scales)
+        return [step_of(each, scales) for each in (found.parts["total"], carried) if each is not None]
 
     def _share(
         self, task: Watched, forces: list[tuple[float, float]], left: Reach, entry: dict[str, Any]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.report.privacy import without_folders, without_secrets
 from hf_lifealign.report.table import markdown_table
+from hf_lifealign.self_align.settings import TASKS_DRAWN, TOPICS_DRAWN
 
 if TYPE_CHECKING:
     from hf_lifealign.self_align.provenance import Provenance
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 TAGS = ("self-align", "synthetic")
 # What the columns mean in place of what they mean elsewhere.
 MEANINGS = {"chosen": "the answer by the principles", "rejected": "the answer without them"}
-# How tasks are drawn is no setting: as published, see stages/prompts.py.
-_TASKS_DRAWN = (("temperature", "1.0"), ("top_p", "0.98; of topics and questions 0.95"))
 
 
 def made_by_principles(made: "Provenance") -> dict[str, Any]:
@@ -46,7 +45,9 @@ def made_by_principles(made: "Provenance") -> dict[str, Any]:
 
 def _settings(made: "Provenance") -> str:
     rows = [("who wrote", _writer(made.writer)), ("preset", made.responses["made_of"].get("preset"))]
-    rows += [(f"tasks: {key}", value) for key, value in _TASKS_DRAWN]
+    (heat, share), (topic_heat, topic_share) = TASKS_DRAWN, TOPICS_DRAWN
+    drawn = f"temperature {heat}, top-p {share}; of topics and questions {topic_heat} and {topic_share}"
+    rows.append(("tasks: drawn with", drawn))
     rows += [
         (f"{stage}: {key}", value)
         for stage, manifest in (("tasks", made.prompts), ("answers", made.responses))

@@ -338,7 +338,8 @@ class SelfAlign:
         """Tasks that are trained on, and prompts of those whose answers the stage `engrave` held out."""
         rows = self.store.rows(RESPONSES)
         held_out = [rows[i]["prompt"] for i in sorted(self._held_out(Outcome(rows)))]
-        return [row for row in self.store.rows(PROMPTS) if row["prompt"] not in held_out], held_out
+        known = set(held_out)
+        return [row for row in self.store.rows(PROMPTS) if row["prompt"] not in known], held_out
 
     def _refuse_wrong_training(self) -> None:
         """Settings of trainers that come last are told before anything is generated."""

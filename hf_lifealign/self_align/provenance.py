@@ -105,7 +105,7 @@ def read_provenance(root: Path) -> Provenance:
             raise ValueError(
                 f"The stage {stage!r} of the run {root} is not there. Let `lifealign self-align` end first."
             )
-        manifests[stage] = _sound(store.manifest(stage), f"{store.folder(stage) / MANIFEST}")
+        manifests[stage] = _sound(store, stage)
         if manifests[stage].get("rows_sha256") != rows_digest(store.rows(stage)):
             raise ValueError(_changed(root, f"The rows of the stage {stage!r}"))
     _refuse_other_pairs(store, manifests[_RESPONSES])
@@ -117,14 +117,16 @@ def read_provenance(root: Path) -> Provenance:
     )  # fmt: skip
 
 
-def _sound(manifest: Any, where: str) -> dict[str, Any]:
-    """A manifest that holds what is told of it."""
-    counts = ("asked", "kept", "keep_rate") if Path(where).parent.name == _RESPONSES else ()
+def _sound(store: StageStore, stage: str) -> dict[str, Any]:
+    """A stage's manifest, if it holds what is told of it."""
+    manifest: Any = store.manifest(stage)
+    counts = ("asked", "kept", "keep_rate") if stage == _RESPONSES else ()
     told: dict[str, tuple[str, ...]] = {"made_of": ("constitution", "generator", "settings"), "told": counts}
     for key, inner in told.items():
         part = manifest.get(key) if isinstance(manifest, dict) else None
         lacking = [name for name in inner if name not in part] if isinstance(part, dict) else [key]
         if lacking or "dropped" not in manifest:
+            where = store.folder(stage) / MANIFEST
             raise ValueError(f"The manifest {where} lacks {', '.join(lacking or ['dropped'])}. Make the stage anew.")
     found: dict[str, Any] = manifest
     return found

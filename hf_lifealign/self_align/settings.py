@@ -1,10 +1,12 @@
-"""Settings of the stages that train: engraving, and the two methods of refinement."""
+"""Settings of the stages that train: engraving, and the two methods of refinement; and how tasks are drawn."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 VERBOSE_CLONING, RL = "verbose_cloning", "rl"
 METHODS = (VERBOSE_CLONING, RL)
+# Temperature and top-p of tasks, and of topics and questions, as published; no settings.
+TASKS_DRAWN, TOPICS_DRAWN = (1.0, 0.98), (1.0, 0.95)
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,7 @@ def test_how_tasks_are_drawn(run: Path) -> None:
     settings = table(dataset_card(task_of(run), "me/pairs"), "setting")
     drawn = {(each["temperature"], each["top_p"]) for each in told} - {(0.5, 0.95)}
     assert drawn == {(1.0, 0.98), (1.0, 0.95)}
-    assert (settings["tasks: temperature"], settings["tasks: top_p"]) == (
-        ["1.0"], ["0.98; of topics and questions 0.95"],
-    )  # fmt: skip
+    assert settings["tasks: drawn with"] == ["temperature 1.0, top-p 0.98; of topics and questions 1.0 and 0.95"]
 
 
 def test_who_wrote_is_told_without_address_and_key(tmp_path: Path, base: str) -> None:

@@ -261,9 +261,12 @@ def test_steps_are_counted_at_the_highest_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.0
     assert highest_rates(optimizer) == [0.5]
     found = Gradients({"total": [torch.tensor([1.0, -1.0])]}, [torch.ones(2)], 0.0, 1)
-    assert RehearsalControl._step(optimizer, theta, found)[0].tolist() == [-0.5, 0.5]
+    (one,) = RehearsalControl._steps(optimizer, theta, found)
+    assert one[0].tolist() == [-0.5, 0.5]
+    carried = [torch.tensor([2.0, 2.0])]
+    assert RehearsalControl._steps(optimizer, theta, found, carried)[1][0].tolist() == [-1.0, -1.0]
     with pytest.raises(NotEstimableError, match="neither SGD"):
-        RehearsalControl._step(torch.optim.Adagrad(theta), theta, found)
+        RehearsalControl._steps(torch.optim.Adagrad(theta), theta, found)
 
 
 def test_a_judge_that_fails_leaves_the_share(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hf_lifealign._files import write_json
 from hf_lifealign.self_align.generators.protocol import Call, Generation, Generator, Sampling, plan_calls
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class CallCache:
@@ -59,21 +62,17 @@ class CallCache:
 
     def find(self, call: Call) -> list[Generation] | None:
         """The kept texts of a call; `None` if it was not made, or if its file is damaged, which is told."""
-        file = self._file(call)
-        if not file.is_file():
-            return None
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+
+        def read(content: Any) -> list[Generation]:
             found = [
                 Generation(str(row["text"]), bool(row["finished"]), int(row["tokens"]))
                 for row in content["generations"]
             ]
             if len(found) != len(call.prompts):
                 raise ValueError(f"{len(found)} texts for {len(call.prompts)} prompts")
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            logger.warning(f"The kept call {file} is damaged ({error}); it is made again.")
-            return None
-        return found
+            return found
+
+        return read_kept(self._file(call), read)
 
     def _one(self, call: Call) -> list[Generation]:
         found = self.find(call)
@@ -90,5 +89,25 @@ class CallCache:
         return found
 
     def _file(self, call: Call) -> Path:
-        digest = call.digest(self._identity)
-        return self.folder / digest[:2] / f"{digest}.json"
+        return kept_file(self.folder, call.digest(self._identity))
+
+
+def kept_file(folder: Path, digest: str) -> Path:
+    """Where something is kept under a digest; not all in one folder, which would hold too many."""
+    return folder / digest[:2] / f"{digest}.json"
+
+
+def read_kept(file: Path, read: Callable[[Any], T]) -> T | None:
+    """What is kept in a JSON file; `None` if there is nothing, or if it is damaged, which is told.
+
+    Args:
+        file (`Path`): of [`kept_file`].
+        read (`Callable`): makes it of the JSON content, or raises `ValueError`, `TypeError` or `KeyError`.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return read(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning(f"What is kept in {file} is damaged ({error}); it is made again.")
+        return None

@@ -6,7 +6,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign._modes import evaluating, generating_with
-from hf_lifealign.self_align.generators.protocol import Call, Generation, Sampling, until_stop
+from hf_lifealign.self_align.generators.protocol import (
+    Call,
+    Generation,
+    Sampling,
+    prompt_ids,
+    refuse_longer,
+    refuse_no_template,
+    until_stop,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,10 +67,7 @@ class TransformersGenerator:
         self.tokenizer: Any = tokenizer or own or AutoTokenizer.from_pretrained(self.model.config.name_or_path)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        if chat and not self.tokenizer.chat_template:
-            raise ValueError(
-                "You set chat=True, and the model has no chat template. Leave it out: prompts are read plain."
-            )
+        refuse_no_template(self.tokenizer, chat)
         self.batch_size, self.chat = batch_size, chat
 
     @cached_property
@@ -83,21 +88,11 @@ class TransformersGenerator:
         return self._identity
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        if not self.chat:
-            return [list(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return [list(ids) for ids in encoded["input_ids"]]
+        return prompt_ids(self.tokenizer, prompts, self.chat)
 
     def refuse_too_long(self, prompts: Sequence[str], sampling: Sampling) -> None:
         room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for prompt, ids in zip(prompts, self._ids(prompts) if prompts else [], strict=True):
-            if room is not None and len(ids) + sampling.max_new_tokens > room:
-                raise ValueError(
-                    f"A prompt has {len(ids)} tokens, its answer up to {sampling.max_new_tokens}, and the model reads "
-                    f"{room}. Set preset: compact, fewer max_new_tokens, or a model with a longer context. The prompt "
-                    f"ends with {prompt[-80:]!r}."
-                )
+        refuse_longer(prompts, self._ids(prompts), sampling, room)
 
     def generate(self, call: Call) -> list[Generation]:
         import torch

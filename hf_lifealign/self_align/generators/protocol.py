@@ -113,6 +113,41 @@ def plan_calls(prompts: Sequence[str], sampling: Sampling, seed: int, batch_size
     return [Call(chunk, sampling, derived_seed(seed, i)) for i, chunk in enumerate(chunks)]
 
 
+def prompt_ids(tokenizer: Any, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+    """Tokens of prompts, read as they are, or as a user's message through the chat template."""
+    if not prompts:
+        return []
+    if not chat:
+        return [list(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def refuse_no_template(tokenizer: Any, chat: bool) -> None:
+    """Raises `ValueError` where a chat template is to be used and there is none."""
+    if chat and not tokenizer.chat_template:
+        raise ValueError("You set chat=True, and the model has no chat template. Leave it out: prompts are read plain.")
+
+
+def refuse_longer(prompts: Sequence[str], ids: Sequence[Sequence[int]], sampling: Sampling, room: int | None) -> None:
+    """Raises `ValueError` for a prompt that leaves no room for its answer; `room` is how many tokens the model reads,
+    `None` where that is not known."""
+    for prompt, told in zip(prompts, ids, strict=True):
+        if room is not None and len(told) + sampling.max_new_tokens > room:
+            raise ValueError(
+                f"A prompt has {len(told)} tokens, its answer up to {sampling.max_new_tokens}, and the model reads "
+                f"{room}. Set preset: compact, fewer max_new_tokens, or a model with a longer context. The prompt ends "
+                f"with {prompt[-80:]!r}."
+            )
+
+
+def generated(generator: Generator, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[Generation]:
+    """A text for each prompt, in their order; nothing is kept."""
+    calls = plan_calls(prompts, sampling, seed, generator.batch_size)
+    return [each for call in calls for each in generator.generate(call)]
+
+
 def derived_seed(*parts: Any) -> int:
     """A seed of 63 bits from whatever tells one purpose from another."""
     told = json.dumps(parts, ensure_ascii=False, default=str)

@@ -16,6 +16,9 @@ from hf_lifealign.self_align.generators.protocol import (
     GeneratorError,
     Sampling,
     derived_seed,
+    prompt_ids,
+    refuse_longer,
+    refuse_no_template,
     until_stop,
 )
 
@@ -76,10 +79,7 @@ class VLLMGenerator:
         self.batch_size, self.chat, self.dtype = batch_size, chat, dtype
         self.path = resolve_model(model)
         self.tokenizer, config, self.commit = _described(self.path, revision)
-        if chat and not self.tokenizer.chat_template:
-            raise ValueError(
-                "You set chat=True, and the model has no chat template. Leave it out: prompts are read plain."
-            )
+        refuse_no_template(self.tokenizer, chat)
         own = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.context: int | None = max_model_len or own
         self._options: dict[str, Any] = {"tensor_parallel_size": tensor_parallel_size}
@@ -121,13 +121,7 @@ class VLLMGenerator:
 
     def refuse_too_long(self, prompts: Sequence[str], sampling: Sampling) -> None:
         _refuse(sampling)
-        for prompt, ids in zip(prompts, self._ids(prompts) if prompts else [], strict=True):
-            if self.context is not None and len(ids) + sampling.max_new_tokens > self.context:
-                raise ValueError(
-                    f"A prompt has {len(ids)} tokens, its answer up to {sampling.max_new_tokens}, and the model reads "
-                    f"{self.context}. Set preset: compact, fewer max_new_tokens, or a model with a longer context. The "
-                    f"prompt ends with {prompt[-80:]!r}."
-                )
+        refuse_longer(prompts, self._ids(prompts), sampling, self.context)
 
     def generate(self, call: Call) -> list[Generation]:
         sampling = call.sampling
@@ -155,11 +149,7 @@ class VLLMGenerator:
         return [self._read(each, sampling) for each in answered]
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        if not self.chat:
-            return [list(ids) for ids in self.tokenizer(list(prompts))["input_ids"]]
-        messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return [list(ids) for ids in encoded["input_ids"]]
+        return prompt_ids(self.tokenizer, prompts, self.chat)
 
     @staticmethod
     def _read(answer: Any, sampling: Sampling) -> Generation:

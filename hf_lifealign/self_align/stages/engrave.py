@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from hf_lifealign.self_align.generators.local import TransformersGenerator
-from hf_lifealign.self_align.generators.protocol import Sampling, plan_calls
+from hf_lifealign.self_align.generators.protocol import Sampling, generated
 from hf_lifealign.self_align.stages.outcome import Outcome
 from hf_lifealign.self_align.stages.training import TrainingStage
 
@@ -114,7 +114,7 @@ class EngraveStage(TrainingStage):
         texts = [prompt[0]["content"] if chat else prompt for prompt in prompts]
         generator = TransformersGenerator(self.trainer.model, self.trainer.processing_class, batch_size=8, chat=chat)
         sampling = Sampling(temperature=0.0, max_new_tokens=128)
-        made = [each for call in plan_calls(texts, sampling, 0, 8) for each in generator.generate(call)]
+        made = generated(generator, texts, sampling, 0)
         return told | {
             "ended": sum(each.finished for each in made) / len(made),
             "words": sum(len(each.text.split()) for each in made) / len(made),

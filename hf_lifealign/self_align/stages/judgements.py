@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,13 @@ from numpy.typing import NDArray
 from hf_lifealign._files import write_json
 from hf_lifealign.self_align.answers import Answer, AnswerReader
 from hf_lifealign.self_align.choices import letter_logits
-from hf_lifealign.self_align.generators.cache import CallCache
+from hf_lifealign.self_align.generators.cache import CallCache, kept_file, read_kept
 from hf_lifealign.self_align.generators.protocol import Sampling, derived_seed
 from hf_lifealign.self_align.near_duplicates import tokens
 from hf_lifealign.self_align.principle_labels import combined_scores, order_consistency
 from hf_lifealign.self_align.rendering import NOTE, REQUEST, Prompts
 from hf_lifealign.self_align.stages.outcome import Outcome, Progress
 from hf_lifealign.self_align.stages.responses import SAME_ANSWER
-
-logger = logging.getLogger(__name__)
 
 _Array = NDArray[np.float64]
 
@@ -59,15 +56,17 @@ class KeptComparer:
 
     def __call__(self, prompts: Sequence[str]) -> _Array:
         digest = hashlib.sha256(json.dumps([self.identity, *prompts]).encode()).hexdigest()
-        file = self.folder / digest[:2] / f"{digest}.json"
-        if file.is_file():
-            try:
-                kept = np.asarray(json.loads(file.read_text(encoding="utf-8"))["log_odds"], dtype=np.float64)
-                if kept.shape != (len(prompts),):
-                    raise ValueError(f"{kept.shape} log-odds for {len(prompts)} questions")
-                return kept
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                logger.warning(f"The kept judgement {file} is damaged ({error}); it is made again.")
+        file = kept_file(self.folder, digest)
+
+        def read(content: Any) -> _Array:
+            kept = np.asarray(content["log_odds"], dtype=np.float64)
+            if kept.shape != (len(prompts),):
+                raise ValueError(f"{kept.shape} log-odds for {len(prompts)} questions")
+            return kept
+
+        kept = read_kept(file, read)
+        if kept is not None:
+            return kept
         made = np.asarray(self.compare(prompts), dtype=np.float64)
         write_json(file, {"log_odds": made.tolist()})
         return made

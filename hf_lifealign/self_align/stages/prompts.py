@@ -17,6 +17,7 @@ from hf_lifealign.self_align.constitution import TopicSeed
 from hf_lifealign.self_align.generators.cache import CallCache
 from hf_lifealign.self_align.generators.protocol import Generation, Sampling, derived_seed
 from hf_lifealign.self_align.rendering import Prompts
+from hf_lifealign.self_align.settings import TASKS_DRAWN, TOPICS_DRAWN
 from hf_lifealign.self_align.stages.outcome import GaveUpError, Outcome, Progress
 from hf_lifealign.self_align.tasks import TaskPool, read_line, read_list
 
@@ -126,7 +127,7 @@ class PromptStage:
         settings, made, number = self.settings, 0, 0
         target, cap = settings.self_instruct, self._cap(settings.self_instruct)
         seeds = self.prompts.constitution.seeds
-        sampling = Sampling(1.0, 0.98, settings.max_new_tokens, stop=("\n\n",))
+        sampling = Sampling(*TASKS_DRAWN, settings.max_new_tokens, stop=("\n\n",))
         first = min(settings.examples, len(seeds)) + 1
         found = 0
         while found < target:
@@ -201,7 +202,7 @@ class PromptStage:
         for kind in topics:
             order = draws.permutation(len(topics[kind]))[: settings.examples]
             shown.append((kind, [topics[kind][i] for i in order]))
-        sampling = Sampling(1.0, 0.95, settings.max_new_tokens, stop=("\n\n",))
+        sampling = Sampling(*TOPICS_DRAWN, settings.max_new_tokens, stop=("\n\n",))
         prompts = [self.prompts.topics(kind, examples, settings.list_size) for kind, examples in shown]
         for (kind, examples), text in zip(shown, self._written(prompts, sampling, "topics", number), strict=True):
             items, dropped = read_list(text.text, len(examples) + 1, text.finished, settings.behaviour)
@@ -231,7 +232,7 @@ class PromptStage:
             examples = sorted((seeds[i] for i in order), key=lambda seed: seed.type == kind)
             own = next(seed for seed in seeds if seed.type == kind)
             prompts.append(self.prompts.question(kind, topic, [*(e for e in examples if e != own), own]))
-        sampling = Sampling(1.0, 0.95, min(128, self.settings.max_new_tokens), stop=("\n\n", "\nKind:"))
+        sampling = Sampling(*TOPICS_DRAWN, min(128, self.settings.max_new_tokens), stop=("\n\n", "\nKind:"))
         for pair, text in zip(pairs, self._written(prompts, sampling, "questions", number), strict=True):
             question, fault = read_line(text.text, text.finished)
             if fault is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 
 from hf_lifealign.self_align.generators.local import TransformersGenerator
-from hf_lifealign.self_align.generators.protocol import Sampling, plan_calls
+from hf_lifealign.self_align.generators.protocol import Sampling, generated
 from hf_lifealign.self_align.rendering import Prompts
 from hf_lifealign.self_align.reward_model import PrincipleReward
 from hf_lifealign.self_align.reward_rows import policy_rows
@@ -202,7 +202,7 @@ class ReinforcementStage(TrainingStage):
         generator = TransformersGenerator(trainer.model, trainer.processing_class, batch_size=8, chat=self.messages)
         asked = [row["request"] if self.messages else row["prompt"] for row in rows]
         sampling = Sampling(args.temperature, args.top_p, args.max_completion_length)
-        made = [each for call in plan_calls(asked, sampling, self.seed, 8) for each in generator.generate(call)]
+        made = generated(generator, asked, sampling, self.seed)
         completions: list[Any] = [
             [{"role": "assistant", "content": each.text}] if self.messages else each.text for each in made
         ]
