@@ -25,6 +25,8 @@ _NAMED = re.compile(r"(\d{1,2})\s*\(([^()\n]{1,60})\)")
 _ENDS = re.compile(r"[.!?。！？…]['\"”’»)\]]*(?=\s|$)|[。！？](?=\S)")
 # So many words in a row that stand in a principle, an exemplar or the note are no chance.
 _LEAKED_WORDS = 8
+# At the start of a line, a mark begins another note or reply.
+_ANOTHER = re.compile(rf"^[ \t]*(?:{re.escape(NOTE)}|{re.escape(REPLY)})", re.MULTILINE)
 # An unfinished answer of fewer words is dropped as published; a longer one is cut at the end of a sentence.
 _SHORT_WORDS = 32
 # A segment of at least so many words that comes again is a loop.
@@ -82,7 +84,8 @@ class AnswerReader:
         Args:
             text (`str`): as it wrote it.
             request (`str`): that it answers.
-            finished (`bool`): whether it came to an end by itself, be it by beginning another request.
+            finished (`bool`): whether it came to an end by itself, be it by beginning another request; that a line
+                begins with another note or reply is seen here.
             with_note (`bool`): whether it was to write a note first.
 
         Returns:
@@ -97,6 +100,9 @@ class AnswerReader:
                 return NO_REPLY
             if not note.strip():
                 return NO_NOTE
+        again = _ANOTHER.search(reply)
+        if again:
+            reply, finished = reply[: again.start()], True
         reply = reply.strip()
         if not reply:
             return NO_REPLY

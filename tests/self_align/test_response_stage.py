@@ -50,7 +50,7 @@ WAYS: list[tuple[Generation | str, str | None]] = [
     (f" Hm.\n{REPLY} {SHIPPED.exemplars[2].reply}", "leaked_exemplar"),
     (f" All the clouds are made of very small drops of water.\n{REPLY} All the clouds are made of very small drops.",
      "leaked_note"),
-    (f" Hm.\n{REPLY} Yes.\n{NOTE} No.", "leaked_mark"),
+    (f" Hm.\n{REPLY} Yes. {NOTE} No.", "leaked_mark"),
     (f" 3 (helpful).\n{REPLY} I'm sorry, but I can't help with that.", "undue_refusal"),
     (f" 1 (ethical).\n{REPLY} I'm sorry, but I can't help with that.", None),
     (f" Hm.\n{REPLY} No end and no point and no sense here\nand now it comes again and again\n"
