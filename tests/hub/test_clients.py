@@ -92,16 +92,22 @@ def test_load_adapter_takes_tags_branches_and_commits(hub: HubServer, shell, pub
     assert "did not answer" in done.stderr
 
 
-def test_the_commands(hub: HubServer, shell, published: Path) -> None:
+def test_the_commands(hub: HubServer, shell, published: Path, capsys) -> None:
+    def told(*command: Any) -> str:
+        """The same in this process: each would take seconds to start."""
+        capsys.readouterr()
+        assert main([str(part) for part in command]) == 0
+        return capsys.readouterr().out
+
     log = shell("lifealign", "log", "me/life").stdout
     assert all(tag in log for tag in TAGS)
     assert hub.repo("me/life").tags[TAGS[1]][:12] in log
-    entries = json.loads(shell("lifealign", "log", "me/life", "--json").stdout)
+    entries = json.loads(told("log", "me/life", "--json"))
     assert [entry["commit"] for entry in entries] == [hub.repo("me/life").tags[tag] for tag in TAGS]
     diff = shell("lifealign", "diff", "me/life", TAGS[0], TAGS[2]).stdout
     assert "q_proj" in diff
     assert "preference_accuracy" in diff
-    found = json.loads(shell("lifealign", "diff", "me/life", TAGS[0], TAGS[0], "--json").stdout)
+    found = json.loads(told("diff", "me/life", TAGS[0], TAGS[0], "--json"))
     assert found["total"]["overlap"] == pytest.approx(1.0)
     assert found["total"]["change"] == pytest.approx(0.0, abs=1e-6)
     back = shell("lifealign", "rollback", "me/life", TAGS[0]).stdout
@@ -109,9 +115,9 @@ def test_the_commands(hub: HubServer, shell, published: Path) -> None:
     check = shell("lifealign", "verify", "me/life").stdout
     assert check.count("ok ") == 4
     assert "all is well" in check
-    inspected = json.loads(shell("lifealign", "inspect", "me/life", "--revision", TAGS[1], "--json").stdout)
+    inspected = json.loads(told("inspect", "me/life", "--revision", TAGS[1], "--json"))
     assert inspected["commit"] == hub.repo("me/life").tags[TAGS[1]]
-    again = shell("lifealign", "push", published).stdout
+    again = told("push", published)
     assert again.count("there already") == 3
 
 

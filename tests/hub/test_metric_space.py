@@ -455,7 +455,14 @@ except ImportError as error:
 """
 
 
-@pytest.mark.parametrize("name", [name for name, (maths, _) in MATHS.items() if maths == "pareto_front"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "hypervolume" else pytest.param(name, marks=pytest.mark.slow)
+        for name, (maths, _) in MATHS.items()
+        if maths == "pareto_front"
+    ],
+)
 def test_a_metric_needs_no_library_but_its_own_and_names_it_where_it_is_missing(name, tmp_path):
     folder = tmp_path / f"my-{name}"
     folder.mkdir()

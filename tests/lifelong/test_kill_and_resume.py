@@ -49,15 +49,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 
 def test_killed_at_seeded_points(undisturbed: tuple[Path, int], tmp_path: Path) -> None:
-    """One life with four deaths, at points drawn over what is left of it."""
+    """One life with three deaths, at points drawn over what is left of it."""
     root, events = undisturbed
     draw = random.Random(7)
     deaths, code = 0, -1
     while code != 0:
-        fatal = draw.randint(1, max(2, events // 4)) if deaths < 4 else 0
+        fatal = draw.randint(1, max(2, events // 3)) if deaths < 3 else 0
         code, _ = live(tmp_path / "run", fatal)
         deaths += code != 0
-    assert deaths >= 3
+    assert deaths >= 2
     assert_same(tmp_path / "run", root)
 
 

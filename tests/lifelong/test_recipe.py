@@ -64,6 +64,7 @@ def test_lifealign_run_resumes_and_inspects(recipe: Path, tmp_path: Path) -> Non
     assert "BWT" in shown.stdout
 
 
+@pytest.mark.slow  # a life on two processes is tried by test_two_processes.py
 def test_two_processes_consolidate_once_and_identically(recipe: Path, tmp_path: Path) -> None:
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "recipes/lifelong_fpo.py"]
     done = call(*launch, "--config", str(recipe), env=os.environ | {"CI": "1"})

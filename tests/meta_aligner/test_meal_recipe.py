@@ -80,6 +80,7 @@ def test_one_process_and_its_front(tmp_path: Path, tiny_dir: str, monkeypatch: p
     assert [point["label"] for point in front["points"]] == ["0-1", "0.5-0.5", "1-0"]
 
 
+@pytest.mark.slow  # training on two processes is tried by test_meal_two_processes.py
 def test_two_processes(tmp_path: Path, tiny_dir: str) -> None:
     settings = config(tmp_path, tiny_dir, reward_funcs=REWARDS, fit_rewards=None, objective_names=None)
     line = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2", SCRIPT, "--config",
