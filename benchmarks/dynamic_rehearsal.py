@@ -32,9 +32,16 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from refusals import complying, refusals, said
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
 
-from hf_lifealign import LifelongConfig, LifelongTrainer, MiniLMBradleyTerryReward, Task, TaskStream
+from hf_lifealign import (
+    FPOConfig,
+    FPOTrainer,
+    LifelongConfig,
+    LifelongTrainer,
+    MiniLMBradleyTerryReward,
+    Task,
+    TaskStream,
+)
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.dynamics.likelihood import undisturbed
 from hf_lifealign.dynamics.measuring import AlignmentMeter
@@ -142,17 +149,19 @@ class Bench:
             ]
         )
         steps = args.steps if continue_from or args.first_steps is None else args.first_steps
-        training = DPOConfig(
+        # gamma 0 and the policy at the start as the reference: DPO, in packed rows
+        training = FPOConfig(
             "unused", max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=args.rate, use_cpu=True,
             lr_scheduler_type="constant", max_length=128, logging_steps=5, bf16=False, gradient_checkpointing=False,
             disable_tqdm=True, loss_type=["sigmoid", "sft"] if args.answers == "refusals" else ["sigmoid"],
+            focal_gamma=0.0, reference="previous",
         )  # fmt: skip
         config = LifelongConfig(
             str(folder), seed=seed, strategies=strategies, general_text="none", disable_tqdm=True,
             checkpoint_steps=20, continue_from=None if continue_from is None else str(continue_from),
         )  # fmt: skip
         LifelongTrainer(
-            "embedded:smollm2-135m", config, stream, processing_class=self.tokenizer, trainer_class=DPOTrainer,
+            "embedded:smollm2-135m", config, stream, processing_class=self.tokenizer, trainer_class=FPOTrainer,
             training_args=training, model_init_kwargs={"dtype": args.dtype},
             peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         ).train()  # fmt: skip

@@ -4,7 +4,8 @@
 
 Both trainers have the same model, LoRA adapter, rows and reference (adapters off). Steps alternate, and which goes
 first alternates too, so that a change of the machine's speed touches both. The overhead is the median of the paired
-ratios, minus one; FPO adds a handful of operations on one number per pair.
+ratios, minus one; FPO adds a handful of operations on one number per pair. Both pad their pairs here, so that the gate
+is what is measured; what packing saves is measured by pair_throughput.py.
 """
 
 import argparse
@@ -32,6 +33,8 @@ def make(cls: type[DPOTrainer], config: type[DPOConfig], model: str, rows: Datas
         "unused", per_device_train_batch_size=batch, learning_rate=1e-5, gradient_checkpointing=False, bf16=False,
         use_cpu=not torch.cuda.is_available(), report_to="none", save_strategy="no", max_length=256, seed=0,
     )  # fmt: skip
+    if config is FPOConfig:
+        args.pair_packing = "off"  # type: ignore[attr-defined]
     trainer: Any = cls(
         model, args=args, train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM"),

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from trl import DPOConfig
 
 Reference = Literal["base", "previous"]
+PairPacking = Literal["auto", "off"]
 
 
 @dataclass
@@ -24,6 +25,13 @@ class FPOConfig(DPOConfig):
             the LifeAlign paper; a replayed pair that was learnt earlier is then seen as mastered. `"previous"`: the
             policy as it stood when the trainer was built, the usual reference of sequential DPO; every margin then
             starts at 0, and so every weight at `0.5 ** focal_gamma`.
+        pair_packing (`str`, *optional*, defaults to `"auto"`):
+            `"auto"` lays pairs as `[prompt | chosen | rejected]` blocks, several to a row, wherever that is known to
+            give the same log-probabilities, and says in one line where it does not and why; the first batch is
+            checked. `"off"` pads both sequences of each pair to the longest of the batch, as DPOTrainer does.
+        max_row_length (`int`, *optional*):
+            Most tokens of a packed row that holds more than one pair. By default rows are as wide as costs the
+            least, and no wider than 4096 tokens.
 
     The gate applies to the `"sigmoid"` entry of `loss_type`, which therefore has to be there exactly once; further
     entries (`"sft"`, say) keep their own form and weight.
@@ -45,8 +53,32 @@ class FPOConfig(DPOConfig):
         },
     )
 
+    pair_packing: str = field(
+        default="auto",
+        metadata={
+            "help": "'auto': pairs are laid as [prompt | chosen | rejected] blocks, several to a row, so that prompts "
+            "are computed once and nothing is padded, wherever that is known to give the same log-probabilities. "
+            "'off': padded, as DPOTrainer does.",
+            "choices": list(get_args(PairPacking)),
+        },
+    )
+    max_row_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of a packed row that holds more than one pair. None: what costs the least."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pair_packing not in get_args(PairPacking):
+            raise ValueError(
+                f"You set pair_packing={self.pair_packing!r}. It has to be 'auto' (packed rows where they are known to "
+                "give the same) or 'off' (padded, as DPOTrainer does)."
+            )
+        if self.max_row_length is not None and self.max_row_length < 1:
+            raise ValueError(
+                f"You set max_row_length={self.max_row_length}. It is a number of tokens and has to be at least 1, or "
+                "None for what costs the least."
+            )
         # `not >=` also catches NaN
         if not self.focal_gamma >= 0 or self.focal_gamma == float("inf"):
             raise ValueError(

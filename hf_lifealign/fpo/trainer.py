@@ -23,6 +23,7 @@ from hf_lifealign.fpo.card import AdapterCardMixin
 from hf_lifealign.fpo.config import FPOConfig
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 from hf_lifealign.fpo.loss import focal_preference_loss, focal_weight
+from hf_lifealign.fpo.pair_packing import PairPackingMixin
 from hf_lifealign.fpo.reference import base_fingerprint, drop_reference_adapter, resolve_reference_model
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def with_consolidation(
     return [*(callbacks or ()), ConsolidationCallback(task_name=Path(str(args.output_dir)).name)]
 
 
-class FPOTrainer(AdapterCardMixin, ExtraLossMixin, DPOTrainer):
+class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer):
     r"""
     Trainer for Focalized Preference Optimization (FPO), the learning half of LifeAlign (arXiv 2509.17183).
 
@@ -170,6 +171,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, DPOTrainer):
             peft_config=peft_config,
         )
         self._use_base_reference()
+        self._add_packing()
         # "sigmoid" goes first, so that the first product with beta is the margin. Its own term is DPO's, which the
         # focal term replaces; gamma = 0 leaves DPO as it is.
         index = self.loss_types.index("sigmoid")
@@ -186,6 +188,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names or ()):
             return dataset
+        self._add_packing()
         if self.reference == "base" and self._own_reference and is_peft_model(self.model):
             # DPOTrainer's constructor calls this while its copy of the adapter is there.
             self._use_base_reference()

@@ -41,6 +41,7 @@ def margin_results(
     pad_token_id: int,
     batch_size: int,
     progress: Callable[[int], None] | None = None,
+    pair_packing: str = "auto",
 ) -> dict[str, float]:
     """[`preference_results`] of the model as it stands; pairs without a completion left after the cut do not count.
 
@@ -53,7 +54,9 @@ def margin_results(
             "No test pair has a completion left within max_length: every prompt fills it alone. Raise max_length in "
             "the training arguments."
         )
-    scored = score_pairs(model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress)
+    scored = score_pairs(
+        model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress, pair_packing=pair_packing
+    )
     results = preference_results(scored, [reference[i] for i in kept])
     return results | {SCORED_PAIRS: float(len(kept))}
 

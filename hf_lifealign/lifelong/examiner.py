@@ -60,7 +60,7 @@ class Examiner:
                 f"You set metric={run.args.metric!r}. This run measures {measured}. Choose one of them, or add a judge "
                 "of that name."
             )
-        self.store = ReferenceStore(run.is_main_process)
+        self.store = ReferenceStore(run.directory.references, run.is_main_process)
         self._credited: set[str] = set()
         self._encoded: dict[str, tuple[Dataset, list[EncodedPair]]] = {}
 
@@ -90,17 +90,19 @@ class Examiner:
         ld_alpha = getattr(args, "ld_alpha", None) if for_training else None
         mixed = (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None) if for_training else None
         base = run.state.content["settings"]["base_digest"]
-        words = (base, str(ld_alpha), str(mixed), str(run.args.eval_batch_size))
+        # a way of computing is part of the key: under the base a margin is to be exactly zero
+        words = (base, str(run.model.dtype), str(ld_alpha), str(mixed), str(run.args.eval_batch_size), self._packing)
 
         def compute() -> list[tuple[float, float]]:
             run.progress.stage(f"reference · {key}")
             device = next(run.model.parameters()).device.type
             autocast = torch.autocast(device, mixed) if mixed is not None else nullcontext()
             with adapters_off(run.model), autocast:
-                return score_pairs(run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha)
+                return score_pairs(
+                    run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha, pair_packing=self._packing
+                )
 
-        task, _, split = key.rpartition("-")
-        values = self.store.get(run.directory.reference(task or key, split), pairs, words, compute)
+        values = self.store.get(pairs, words, compute)
         if key not in self._credited:
             self._credited.add(key)
             run.progress.advance(len(pairs))
@@ -109,6 +111,10 @@ class Examiner:
     def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""
         return self._encode(rows, key), self.reference(rows, key)
+
+    @property
+    def _packing(self) -> str:
+        return str(getattr(self.run.training_args, "pair_packing", "auto"))
 
     @property
     def _pad(self) -> int:
@@ -148,7 +154,7 @@ class Examiner:
             pairs = self._encode(test, f"{name}-test")
             reference = self.reference(test, f"{name}-test")
             results = margin_results(
-                run.model, pairs, reference, self._pad, run.args.eval_batch_size, run.progress.advance
+                run.model, pairs, reference, self._pad, run.args.eval_batch_size, run.progress.advance, self._packing
             )
             subset = test.select(range(min(len(test), run.args.judge_prompts)))
             results |= judge_results(

@@ -13,7 +13,7 @@ class RunDirectory:
     outbox/                    what is still to be published, and what was
     logs/01-<task>-<phase>.json
     evaluation/after-01-<task>/<task>.json
-    reference/<task>-<split>.json   replay/01-<task>.json   (and a folder for any other strategy)
+    reference/<digest>.jsonl   replay/01-<task>.json   (and a folder for any other strategy)
     work/                      checkpoints and phase snapshots of the task in progress
     ```
 
@@ -62,5 +62,7 @@ class RunDirectory:
         stage = "base" if after is None else f"after-{self.label(after)}"
         return self.root / "evaluation" / stage / f"{task}.json"
 
-    def reference(self, task: str, split: str) -> Path:
-        return self.root / "reference" / f"{task}-{split}.json"
+    @property
+    def references(self) -> Path:
+        """Folder of reference log-probabilities, by content."""
+        return self.root / "reference"

@@ -1,64 +1,102 @@
-"""Reference log-probabilities of a run's fixed rows under the untouched base: computed once, kept, checked."""
+"""Reference log-probabilities under the untouched base: found by content, computed once a run, kept, checked."""
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from hf_lifealign._files import read_json, write_json
-from hf_lifealign.lifelong.scoring import EncodedPair
+from hf_lifealign._files import write_text
+from hf_lifealign.packing import EncodedPair
 
-
-def pairs_digest(pairs: list[EncodedPair], *words: str) -> str:
-    """SHA-256 over the exact tokens that were scored and whatever else decides the values."""
-    content = [[p.chosen, p.rejected, p.chosen_start, p.rejected_start] for p in pairs]
-    return hashlib.sha256(json.dumps([list(words), content]).encode()).hexdigest()
-
+logger = logging.getLogger(__name__)
 
 # log-probabilities of chosen and rejected, in nats
 LogPs = tuple[float, float]
 
 
+def pair_key(pair: EncodedPair) -> str:
+    """SHA-256 over the exact tokens that are scored, as they were cut."""
+    content = [pair.chosen, pair.rejected, pair.chosen_start, pair.rejected_start]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 class ReferenceStore:
-    """Values in JSON files, each whole or absent, each valid for exactly the tokens and settings it names.
+    """Values by the content of their pairs, in a file for each way of computing them.
+
+    `FOLDER/<digest>.jsonl` has a line for each pair, with a sum over what it says. Tasks, epochs, replay, evaluation
+    and resumed runs all find their pairs there. A line that is damaged counts as missing.
 
     Args:
-        is_main_process (`bool`): whether this process writes.
+        folder (`Path`): of the run.
+        is_main_process (`bool`): whether this process reads and writes; the others are told.
     """
 
-    def __init__(self, is_main_process: bool) -> None:
-        self.is_main_process = is_main_process
-        self._cache: dict[tuple[Path, str], list[LogPs]] = {}
+    def __init__(self, folder: Path, is_main_process: bool) -> None:
+        self.folder, self.is_main_process = folder, is_main_process
+        self._tables: dict[str, dict[str, LogPs]] = {}
 
-    def get(
-        self,
-        path: Path,
-        pairs: list[EncodedPair],
-        words: tuple[str, ...],
-        compute: Callable[[], list[LogPs]],
-    ) -> list[LogPs]:
-        """Values of `pairs`, from memory, from `path`, or from `compute`.
+    def get(self, pairs: list[EncodedPair], words: tuple[str, ...], compute: Callable[[], list[LogPs]]) -> list[LogPs]:
+        """Values of `pairs`, kept or from `compute`. Every process has to call it.
 
-        A file that does not fit the pairs (changed data or settings) is computed anew, never trusted.
+        If one of them is missing all are computed: numbers are rounded by the batch they are computed in, and so a set
+        of pairs has the same values wherever it is computed whole.
+
+        Args:
+            pairs (`list[EncodedPair]`): as the trainer cuts them.
+            words (`tuple[str]`): whatever else decides the values: base, precision, `ld_alpha`, how it is computed.
+            compute (`Callable`): gives the values of all pairs.
 
         Returns:
             `list[tuple[float, float]]`: log-probabilities of chosen and rejected, in nats.
         """
-        digest = pairs_digest(pairs, *words)
-        if (path, digest) in self._cache:
-            return self._cache[path, digest]
-        values: list[LogPs] | None = None
-        if broadcast_object_list([path.is_file()])[0]:
-            stored = read_json(path)
-            if stored.get("digest") == digest and len(stored["logps"]) == len(pairs):
-                values = [(float(a), float(b)) for a, b in stored["logps"]]
-        if values is None:
-            values = compute()
+        file = self.folder / f"{hashlib.sha256(json.dumps(words).encode()).hexdigest()[:16]}.jsonl"
+        keys = [pair_key(pair) for pair in pairs]
+        found: list[LogPs] | None = None
+        if self.is_main_process:
+            table = self._table(file)
+            found = [table[key] for key in keys] if all(key in table for key in keys) else None
+        found = broadcast_object_list([found])[0]
+        if found is None:
+            found = compute()
             if self.is_main_process:
-                write_json(path, {"digest": digest, "logps": values})
-            PartialState().wait_for_everyone()
-        self._cache[path, digest] = values
-        return values
+                # the first value of a pair stays, so that a run that goes on finds what it had
+                table = dict(zip(keys, found, strict=True)) | self._table(file)
+                write_text(file, "".join(_line(key, values) for key, values in table.items()))
+                self._tables[file.name] = table
+                found = [table[key] for key in keys]
+            found = broadcast_object_list([found])[0]
+        return [(float(a), float(b)) for a, b in found]
+
+    def _table(self, file: Path) -> dict[str, LogPs]:
+        if file.name not in self._tables:
+            self._tables[file.name] = _read(file) if file.is_file() else {}
+        return self._tables[file.name]
+
+
+def _line(key: str, values: LogPs) -> str:
+    told: list[Any] = [key, *values]
+    return json.dumps([*told, _sum(told)]) + "\n"
+
+
+def _sum(told: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
+def _read(file: Path) -> dict[str, LogPs]:
+    found: dict[str, LogPs] = {}
+    damaged = 0
+    for line in file.read_bytes().splitlines():
+        try:
+            key, chosen, rejected, kept = json.loads(line)
+            if kept != _sum([key, chosen, rejected]):
+                raise ValueError("the sum is that of other values")
+            found[str(key)] = (float(chosen), float(rejected))
+        except (ValueError, TypeError):
+            damaged += 1
+    if damaged:
+        logger.warning(f"{damaged} of the lines of {file} are damaged; what they told is computed again.")
+    return found

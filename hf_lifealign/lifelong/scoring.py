@@ -2,8 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,25 +15,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 
+from hf_lifealign.packing import EncodedPair, why_not_packed
+from hf_lifealign.packing.forward import packed_head
 
-@dataclass(frozen=True)
-class EncodedPair:
-    """Token ids of one pair, cut as the trainer cuts them.
-
-    Args:
-        chosen, rejected (`list[int]`): prompt and completion.
-        chosen_start, rejected_start (`int`): index of the first token of the completion.
-    """
-
-    chosen: list[int]
-    rejected: list[int]
-    chosen_start: int
-    rejected_start: int
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the cut left no token of a completion."""
-        return self.chosen_start >= len(self.chosen) or self.rejected_start >= len(self.rejected)
+_TokenScorer = Callable[[list[EncodedPair]], list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 def encode_pairs(
@@ -128,6 +113,23 @@ def sequence_log_probs(
     return total(chosen), total(rejected)
 
 
+@contextmanager
+def _token_scorer(model: torch.nn.Module, pad: int, pair_packing: str) -> Iterator[_TokenScorer]:
+    """What gives the log-probabilities of the completion tokens of a batch of pairs: packed where that may be."""
+    if pair_packing != "off" and why_not_packed(model) is None:
+        with packed_head(model) as head:
+            yield head.log_probs
+        return
+
+    def padded(pairs: list[EncodedPair]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        rows = [(pair.chosen, pair.chosen_start) for pair in pairs]
+        rows += [(pair.rejected, pair.rejected_start) for pair in pairs]
+        logps = _completion_logps(model, rows, pad)
+        return list(zip(logps[: len(pairs)], logps[len(pairs) :], strict=True))
+
+    yield padded
+
+
 @torch.no_grad()
 def score_pairs(
     model: torch.nn.Module,
@@ -136,11 +138,13 @@ def score_pairs(
     batch_size: int = 8,
     ld_alpha: float | None = None,
     progress: Callable[[int], None] | None = None,
+    pair_packing: str = "auto",
 ) -> list[tuple[float, float]]:
     """Sequence log-probabilities of chosen and rejected under the model as it stands.
 
     Pairs are scored in order of length, so that a batch needs little padding; the batches depend on the pairs alone,
-    and so do the results. With several processes each scores a part and all get everything.
+    and so do the results. With several processes each scores a part and all get everything. Where the model allows
+    it, a batch is laid in packed rows ([`~hf_lifealign.packing.lay_out`]).
 
     Args:
         model (`torch.nn.Module`): causal language model; switch adapters off around the call for the base.
@@ -149,6 +153,7 @@ def score_pairs(
         batch_size (`int`): pairs per forward pass.
         ld_alpha (`float`, *optional*): see [`sequence_log_probs`].
         progress (`Callable`, *optional*): called with the number of pairs just done.
+        pair_packing (`str`): "auto" or "off", as in [`FPOConfig`].
 
     Returns:
         `list[tuple[float, float]]`: one (chosen, rejected) per pair, in nats.
@@ -160,15 +165,13 @@ def score_pairs(
     model.eval()
     scored: list[tuple[int, float, float]] = []
     try:
-        for batch in batches[state.process_index :: state.num_processes]:
-            rows = [(pairs[i].chosen, pairs[i].chosen_start) for i in batch]
-            rows += [(pairs[i].rejected, pairs[i].rejected_start) for i in batch]
-            logps = _completion_logps(model, rows, pad_token_id)
-            for i, chosen, rejected in zip(batch, logps[: len(batch)], logps[len(batch) :], strict=True):
-                a, b = sequence_log_probs(chosen, rejected, ld_alpha)
-                scored.append((i, a.item(), b.item()))
-            if progress is not None:
-                progress(len(batch) * state.num_processes)
+        with _token_scorer(model, pad_token_id, pair_packing) as score:
+            for batch in batches[state.process_index :: state.num_processes]:
+                for i, (chosen, rejected) in zip(batch, score([pairs[i] for i in batch]), strict=True):
+                    a, b = sequence_log_probs(chosen, rejected, ld_alpha)
+                    scored.append((i, a.item(), b.item()))
+                if progress is not None:
+                    progress(len(batch) * state.num_processes)
     finally:
         model.train(was_training)
     if state.num_processes > 1:
