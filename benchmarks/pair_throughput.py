@@ -47,7 +47,8 @@ SHAPES = {
 
 
 def rows_of(options: argparse.Namespace, task: str, count: int) -> Dataset:
-    """Rows of a task, or made-up ones of tokens."""
+    """Rows of a task, or made-up ones; some more than `count`, since those are dropped whose prompts fill a row."""
+    count = count * 3 // 2 + 8
     if options.data is not None:
         with open(options.data / task / "train.jsonl", encoding="utf-8") as lines:
             found = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
@@ -111,17 +112,19 @@ def step(trainer: Any, optimizer: Any, batch: dict[str, torch.Tensor]) -> tuple[
     return time.perf_counter() - started, loss.item()
 
 
-def batches_of(trainer: Any, size: int) -> list[dict[str, torch.Tensor]]:
-    """The rows of a trainer in batches, in their own order."""
+def batches_of(trainer: Any, size: int, count: int) -> list[dict[str, torch.Tensor]]:
+    """The first `count` batches of a trainer's rows, in their own order."""
     rows = list(trainer.train_dataset)
-    return [trainer.data_collator(rows[i : i + size]) for i in range(0, len(rows) - size + 1, size)]
+    if len(rows) < size * count:
+        raise SystemExit(f"{size * count} pairs are needed, and {len(rows)} have completions within --max-length.")
+    return [trainer.data_collator(rows[i : i + size]) for i in range(0, size * count, size)]
 
 
 def measure(options: argparse.Namespace, task: str, size: int) -> dict[str, Any]:
     """Both sides on the same batches, in turn."""
     rows = rows_of(options, task, size * (options.steps + 1))
     sides = [make(side, options, rows, size) for side in SIDES]
-    batches = batches_of(sides[0][0], size)
+    batches = batches_of(sides[0][0], size, options.steps + 1)
     for side in sides:
         step(*side, batches[-1])
     seconds: list[list[float]] = [[], []]
@@ -158,7 +161,7 @@ def tell_use(trainer: Any, batches: list[dict[str, torch.Tensor]], seconds: list
 def remember(options: argparse.Namespace, side: str, task: str, size: int) -> None:
     """Prints the peak memory of one side's steps, in MiB; in a process of its own."""
     trainer, optimizer = make(side, options, rows_of(options, task, size * 4), size)
-    for batch in batches_of(trainer, size):
+    for batch in batches_of(trainer, size, 4):
         step(trainer, optimizer, batch)
     peak = (
         torch.cuda.max_memory_allocated() / 2**20
@@ -187,7 +190,7 @@ def trajectory(options: argparse.Namespace, task: str, size: int) -> None:
     rows = rows_of(options, task, size * options.trajectory)
     sides = [make(side, options, rows, size) for side in SIDES]
     worst = 0.0
-    for batch in batches_of(sides[0][0], size):
+    for batch in batches_of(sides[0][0], size, options.trajectory):
         dpo, fpo = (step(*side, batch)[1] for side in sides)
         worst = max(worst, abs(fpo - dpo) / abs(dpo))
     print(f"{task}, batch {size}: losses of {options.trajectory} steps differ by {worst:.1e} at most, relative; last "
@@ -197,7 +200,7 @@ def trajectory(options: argparse.Namespace, task: str, size: int) -> None:
 def tell_profile(options: argparse.Namespace, task: str, size: int) -> None:
     """Where a packed step spends its time."""
     trainer, optimizer = make("FPOTrainer", options, rows_of(options, task, size * 4), size)
-    batches = batches_of(trainer, size)
+    batches = batches_of(trainer, size, 4)
     step(trainer, optimizer, batches[0])
     with torch.profiler.profile() as profiler:
         for batch in batches[1:]:
