@@ -38,6 +38,7 @@ style: $(VENV)/.installed
 bench: $(VENV)/.model
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/fpo_step.py
+	$(BIN)/python benchmarks/pair_throughput.py
 	$(BIN)/python benchmarks/consolidation.py
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/near_duplicates.py

@@ -80,6 +80,10 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
     Rows that already carry `ref_chosen_logps` and `ref_rejected_logps` are used as they are with
     `precompute_ref_log_probs=True`.
 
+    Pairs are laid in packed rows where that is known to give the same log-probabilities (`pair_packing` of
+    [`FPOConfig`]; `is_packed` says whether it does). Batches, the pairs of a step and what is logged stay
+    DPOTrainer's.
+
     Example:
 
     ```python
@@ -101,6 +105,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
     Raises:
         TypeError: if `args` is not an [`FPOConfig`].
         ValueError: if the reference that was asked for cannot be had with this model, adapter or `ref_model`.
+        PackedPathError: on the first batch, if the model does not keep to the mask or the positions of packed rows.
     """
 
     _tag_names = ["trl", "fpo", "hf-lifealign"]
