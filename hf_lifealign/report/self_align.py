@@ -66,8 +66,13 @@ def _bars(manifests: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, Ma
 
 
 def _draw(path: Path, title: str, counts: Mapping[str, int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     with drawing_style():
-        figure = new_figure(7.0, 1.0 + 0.26 * len(counts))
+        # inches: the title, a bar for each name, the numbers under them
+        head, foot = 0.4, 0.35
+        height = head + 0.28 * len(counts) + foot
+        figure = new_figure(7.0, height)
         ax = figure.add_subplot()
         names = list(counts)[::-1]
         ax.barh(range(len(names)), [counts[name] for name in names], color=COLOURS[0], height=0.7)
@@ -76,7 +81,9 @@ def _draw(path: Path, title: str, counts: Mapping[str, int]) -> None:
             ax.annotate(f" {counts[name]}", (counts[name], place), va="center", fontsize=8, color=GREY)
         ax.set_title(title, loc="left", fontsize=10)
         ax.margins(x=0.1)
-        figure.subplots_adjust(left=0.34, right=0.97, top=1 - 0.35 / (1.0 + 0.26 * len(counts)), bottom=0.1)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylim(-0.6, len(names) - 0.4)
+        figure.subplots_adjust(left=0.34, right=0.97, top=1 - head / height, bottom=foot / height)
         save_png(figure, path)
 
 
