@@ -69,6 +69,7 @@ class PreferenceMeter:
         before (`list[float]`, *optional*): earlier margins of the same pairs. The standard error is then that of the
             difference, which is much smaller than that of the score of other pairs.
         batch_size (`int`): pairs that are scored together.
+        pair_packing (`str`): "auto" or "off", as in [`FPOConfig`].
 
     Raises:
         ValueError: if there is no pair, or the numbers do not fit it.
@@ -82,6 +83,7 @@ class PreferenceMeter:
         scale: float = 1.0,
         before: Sequence[float] | None = None,
         batch_size: int = 8,
+        pair_packing: str = "auto",
     ):
         if not pairs or len(whole_pairs(pairs)) < len(pairs):
             raise ValueError(
@@ -92,12 +94,12 @@ class PreferenceMeter:
         if not scale > 0:
             raise ValueError(f"You set scale={scale}. Give more than 0 nats.")
         self.pairs, self.scale, self.before = list(pairs), scale, before
-        self.pad_token_id, self.batch_size = pad_token_id, batch_size
+        self.pad_token_id, self.batch_size, self.pair_packing = pad_token_id, batch_size, pair_packing
         self.reference = [chosen - rejected for chosen, rejected in reference]
 
     def draw(self, model: Any, step: int) -> PairMargins:
         """Margins now; nothing is drawn, so that `step` makes no difference."""
-        scored = score_pairs(model, self.pairs, self.pad_token_id, self.batch_size)
+        scored = score_pairs(model, self.pairs, self.pad_token_id, self.batch_size, pair_packing=self.pair_packing)
         return PairMargins([c - r - base for (c, r), base in zip(scored, self.reference, strict=True)])
 
     def anchored(self, measured: PairMargins) -> ScoreEstimate:

@@ -370,12 +370,13 @@ def _pair_meter(
     pairs = [pairs[i] for i in whole_pairs(pairs)]
     if not pairs:
         return None
+    packing = str(getattr(args, "pair_packing", "auto"))
     with adapters_off(model):
-        reference = score_pairs(model, pairs, pad)
+        reference = score_pairs(model, pairs, pad, pair_packing=packing)
     scale = finished.score(task).get("scale")
     if scale is None:
-        scale = margin_scale(PreferenceMeter(pairs, reference, pad).draw(model, 0).margins)
-    return PreferenceMeter(pairs, reference, pad, scale)
+        scale = margin_scale(PreferenceMeter(pairs, reference, pad, pair_packing=packing).draw(model, 0).margins)
+    return PreferenceMeter(pairs, reference, pad, scale, pair_packing=packing)
 
 
 def _step(optimizer: Any, parameters: list[Any], found: "Gradients") -> "Tensors":

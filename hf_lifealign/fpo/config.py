@@ -57,7 +57,7 @@ class FPOConfig(DPOConfig):
         default="auto",
         metadata={
             "help": "'auto': pairs are laid as [prompt | chosen | rejected] blocks, several to a row, so that prompts "
-            "are computed once and nothing is padded, wherever that is known to give the same log-probabilities. "
+            "are computed once and little is padded, wherever that is known to give the same log-probabilities. "
             "'off': padded, as DPOTrainer does.",
             "choices": list(get_args(PairPacking)),
         },

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 
 from hf_lifealign.packing.forward import add_pair_packing
@@ -33,10 +34,11 @@ class PairPackingMixin:
             if self.accelerator.is_main_process:
                 logger.warning(f"Pairs are not packed (pair_packing='auto'), as {reason}.")
             return
+        mixed = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         for model in (self.model, self.ref_model):
             if model is not None:
                 base = model.get_base_model() if is_peft_model(model) else model
-                add_pair_packing(base, self.args.max_row_length)
+                add_pair_packing(base, self.args.max_row_length, mixed)
         self.is_packed = True
 
     def _why_not_packed(self: Any) -> str | None:

@@ -35,7 +35,7 @@ def preference_results(
 
 
 def margin_results(
-    model: Any,
+    model: Any | None,
     pairs: Sequence[EncodedPair],
     reference: Sequence[tuple[float, float]],
     pad_token_id: int,
@@ -44,6 +44,8 @@ def margin_results(
     pair_packing: str = "auto",
 ) -> dict[str, float]:
     """[`preference_results`] of the model as it stands; pairs without a completion left after the cut do not count.
+
+    Without a model it is the reference itself that is measured, whose margins are zero and not only nearly so.
 
     Raises:
         ValueError: if no pair has a completion left.
@@ -54,10 +56,16 @@ def margin_results(
             "No test pair has a completion left within max_length: every prompt fills it alone. Raise max_length in "
             "the training arguments."
         )
-    scored = score_pairs(
-        model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress, pair_packing=pair_packing
-    )
-    results = preference_results(scored, [reference[i] for i in kept])
+    base = [reference[i] for i in kept]
+    if model is None:
+        scored = base
+        if progress is not None:
+            progress(len(kept))
+    else:
+        scored = score_pairs(
+            model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress, pair_packing=pair_packing
+        )
+    results = preference_results(scored, base)
     return results | {SCORED_PAIRS: float(len(kept))}
 
 

@@ -90,8 +90,8 @@ class Examiner:
         ld_alpha = getattr(args, "ld_alpha", None) if for_training else None
         mixed = (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None) if for_training else None
         base = run.state.content["settings"]["base_digest"]
-        # a way of computing is part of the key: under the base a margin is to be exactly zero
-        words = (base, str(run.model.dtype), str(ld_alpha), str(mixed), str(run.args.eval_batch_size), self._packing)
+        way = str(getattr(run.model.config, "_attn_implementation", None))
+        words = (base, str(run.model.dtype), way, str(ld_alpha), str(mixed), run.pair_packing)
 
         def compute() -> list[tuple[float, float]]:
             run.progress.stage(f"reference · {key}")
@@ -99,7 +99,7 @@ class Examiner:
             autocast = torch.autocast(device, mixed) if mixed is not None else nullcontext()
             with adapters_off(run.model), autocast:
                 return score_pairs(
-                    run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha, pair_packing=self._packing
+                    run.model, pairs, self._pad, run.args.eval_batch_size, ld_alpha, pair_packing=run.pair_packing
                 )
 
         values = self.store.get(pairs, words, compute)
@@ -111,10 +111,6 @@ class Examiner:
     def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""
         return self._encode(rows, key), self.reference(rows, key)
-
-    @property
-    def _packing(self) -> str:
-        return str(getattr(self.run.training_args, "pair_packing", "auto"))
 
     @property
     def _pad(self) -> int:
@@ -154,8 +150,9 @@ class Examiner:
             pairs = self._encode(test, f"{name}-test")
             reference = self.reference(test, f"{name}-test")
             results = margin_results(
-                run.model, pairs, reference, self._pad, run.args.eval_batch_size, run.progress.advance, self._packing
-            )
+                None if after is None else run.model, pairs, reference, self._pad, run.args.eval_batch_size,
+                run.progress.advance, run.pair_packing,
+            )  # fmt: skip
             subset = test.select(range(min(len(test), run.args.judge_prompts)))
             results |= judge_results(
                 run.model, run.processing_class, subset, self.judges, run.args.max_new_tokens, run.args.eval_batch_size

@@ -16,9 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 
 from hf_lifealign.packing import EncodedPair, why_not_packed
-from hf_lifealign.packing.forward import packed_head
-
-_TokenScorer = Callable[[list[EncodedPair]], list[tuple[torch.Tensor, torch.Tensor]]]
+from hf_lifealign.packing.forward import PairScorer, packed_head
 
 
 def encode_pairs(
@@ -114,11 +112,11 @@ def sequence_log_probs(
 
 
 @contextmanager
-def _token_scorer(model: torch.nn.Module, pad: int, pair_packing: str) -> Iterator[_TokenScorer]:
+def _token_scorer(model: torch.nn.Module, pad: int, pair_packing: str) -> Iterator[PairScorer]:
     """What gives the log-probabilities of the completion tokens of a batch of pairs: packed where that may be."""
     if pair_packing != "off" and why_not_packed(model) is None:
-        with packed_head(model) as head:
-            yield head.log_probs
+        with packed_head(model) as score:
+            yield score
         return
 
     def padded(pairs: list[EncodedPair]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -223,6 +223,11 @@ class LifelongTrainer:
         return self.examiner.reference_pairs(Dataset.from_list(rows), key)
 
     @property
+    def pair_packing(self) -> str:
+        """Whether pairs may be packed, in training and in evaluation: `"auto"` or `"off"`."""
+        return str(getattr(self.training_args, "pair_packing", "auto"))
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the training reference is the untouched base, the same for all tasks."""
         return issubclass(self.trainer_class, FPOTrainer) and getattr(self.training_args, "reference", "") == "base"

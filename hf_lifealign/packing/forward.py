@@ -1,9 +1,8 @@
-"""TRL's fused head on packed rows: the same numbers, with each prompt computed once and nothing padded."""
+"""TRL's fused head on packed rows: the same numbers, with each prompt computed once and little left to pad."""
 
 import functools
 import logging
 import types
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +18,14 @@ from hf_lifealign.packing.support import even_width
 
 logger = logging.getLogger(__name__)
 
-# What a log-probability of a token may differ by between the plain and the packed path, as a share of 1 + its size.
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
-# Models that have been seen to keep to mask and positions.
-_CHECKED: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
+# What the log-probability of a token may differ by between the plain and the packed path, as a share of 1 + its size;
+# the mean over tokens by a fifth of that. From coarse to fine.
+TOLERANCES = {torch.bfloat16: 1.5e-1, torch.float16: 3e-2, torch.float32: 1e-3, torch.float64: 1e-5}
 _FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+# Gives the log-probabilities of the completion tokens of each pair, chosen and rejected.
+PairScorer = Callable[[list[EncodedPair]], list[tuple[torch.Tensor, torch.Tensor]]]
 
 
 class PackedPathError(RuntimeError):
@@ -59,133 +61,168 @@ def read_pairs(input_ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 
 
 class PackedForward:
-    """Runs the fused head of a model on packed rows.
+    """Runs the fused head of a model on packed rows, and compares it with the plain path before it is relied on.
+
+    One pair is computed in both ways on the first batch, and again whenever a batch has sequences more than twice as
+    long as any that were compared: what looks back over a window shows only there.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): with TRL's fused head.
-        inner (`Callable`): its forward, with TRL's fused head.
+        even (`float`): see [`~hf_lifealign.packing.cheapest_rows`].
         limit (`int`, *optional*): most tokens of a row that holds more than one pair.
+        precision (`torch.dtype`, *optional*): in which the model computes, if neither its weights nor autocast tell.
+        own_head (`bool`): compare with the model's own logits, and not with the fused head on padded rows.
     """
 
-    def __init__(self, model: Any, inner: Callable[..., Any], limit: int | None):
-        self.model, self.inner = model, inner
-        self.choose = functools.partial(cheapest_rows, even=even_width(model), limit=limit)
+    def __init__(
+        self, even: float, limit: int | None, precision: torch.dtype | None = None, own_head: bool = False
+    ) -> None:
+        self.choose = functools.partial(cheapest_rows, even=even, limit=limit)
+        self.precision, self.own_head = precision, own_head
+        self._compared = 0
         self._told = False
 
-    def __call__(self, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
-        if not fused_lm_head or labels is None:
-            told = {} if labels is None else {"labels": labels}
-            return self.inner(*args, fused_lm_head=fused_lm_head, **told, **kwargs)
+    def __call__(
+        self, model: Any, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], labels: torch.Tensor
+    ) -> Any:
+        """What `inner`, the forward of `model` with TRL's fused head, gives for a padded batch of pairs."""
         pairs = self._pairs(args, labels, kwargs)
-        if pairs is None:
-            return self.inner(*args, fused_lm_head=True, labels=labels, **kwargs)
-        rows = lay_out(pairs, self.choose).to(kwargs["input_ids"].device)
-        if not len(rows.targets):
-            return self.inner(*args, fused_lm_head=True, labels=labels, **kwargs)
-        return _unpacked(self._checked(pairs, rows), rows, labels)
+        rows = None if pairs is None else lay_out(pairs, self.choose).to(labels.device)
+        if pairs is None or rows is None or not len(rows.targets):
+            return inner(*args, fused_lm_head=True, labels=labels, **kwargs)
+        self._check(model, inner, pairs)
+        return _unpacked(_run(model, inner, rows), rows, labels)
 
     @torch.no_grad()
-    def log_probs(self, pairs: list[EncodedPair]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def log_probs(
+        self, model: Any, inner: Callable[..., Any], pairs: list[EncodedPair]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Log-probabilities of the completion tokens of pairs, chosen and rejected, each of shape `(tokens,)`."""
-        rows = lay_out(pairs, self.choose).to(next(self.model.parameters()).device)
+        rows = lay_out(pairs, self.choose).to(next(model.parameters()).device)
         if not len(rows.targets):
             return [(torch.zeros(0), torch.zeros(0)) for _ in pairs]
-        found = self._checked(pairs, rows).log_probs[0]
+        self._check(model, inner, pairs)
+        found = _run(model, inner, rows).log_probs[0]
         # a side's tokens lie one behind the other, in the order of the sequence
-        order = torch.argsort(rows.sides, stable=True)
+        order = torch.argsort(rows.sides, stable=True).to(found.device)
         sizes = torch.bincount(rows.sides, minlength=2 * len(pairs)).tolist()
         parts = found[order].split(sizes)
         return list(zip(parts[: len(pairs)], parts[len(pairs) :], strict=True))
-
-    def _checked(self, pairs: list[EncodedPair], rows: PackedRows) -> Any:
-        if self.model not in _CHECKED:
-            self._check(pairs)
-            _CHECKED.add(self.model)
-        return self._run(rows)
 
     def _pairs(self, args: tuple[Any, ...], labels: torch.Tensor, kwargs: dict[str, Any]) -> list[EncodedPair] | None:
         # PEFT hands on what it was not given as None
         given = {name for name, value in kwargs.items() if value is not None}
         others = sorted(given - {"input_ids", "attention_mask", "use_cache", "return_dict"})
-        reason = None
+        found = None
         if args or others or not {"input_ids", "attention_mask"} <= given:
             reason = f"the batch has {', '.join(others) or 'no input_ids and attention_mask by name'}"
-            found = None
         else:
             found = read_pairs(kwargs["input_ids"], kwargs["attention_mask"], labels)
-            reason = None if found is not None else "the batch is not padded on the right as DPOTrainer pads pairs"
-        if reason is not None and not self._told:
+            reason = "the batch is not padded on the right as DPOTrainer pads pairs"
+        if found is None and not self._told:
             self._told = True
             logger.warning(f"Pairs are not packed: {reason}.")
         return found
 
-    def _run(self, rows: PackedRows) -> Any:
-        implementation = self.model.config._attn_implementation
-        mask = attention_mask(rows, implementation, self.model.dtype)
-        with scored_alone(self.model.base_model, rows.sources):
-            return self.inner(
-                input_ids=rows.input_ids, attention_mask=mask, position_ids=rows.positions,
-                shift_labels=rows.targets[None], fused_lm_head=True, use_cache=False,
-            )  # fmt: skip
-
     @torch.no_grad()
-    def _check(self, pairs: list[EncodedPair]) -> None:
-        """Compares the first pair's log-probabilities, packed beside another pair, with those of the plain path."""
-        first = next(i for i, pair in enumerate(pairs) if not pair.is_empty or len(pairs) == i + 1)
-        pair, other = pairs[first], pairs[(first + 1) % len(pairs)]
-        device = next(self.model.parameters()).device
-        # the other pair stands before and after it in one row, so that what leaks from either side is seen
-        rows = lay_out([other, pair, other], lambda lengths: [list(range(len(lengths)))]).to(device)
-        with _undisturbed(self.model):
-            packed = self._run(rows).log_probs[0]
-            for side, tokens in enumerate((pair.chosen, pair.rejected)):
-                at = rows.sides == 1 + 3 * side
-                if not bool(at.any()):
-                    continue
-                ids = torch.tensor([tokens], device=device)
-                plain = self.inner(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, fused_lm_head=True, use_cache=False
-                ).log_probs[0]
-                self._compare(packed[at], plain[rows.steps[at] - 1])
+    def _check(self, model: Any, inner: Callable[..., Any], pairs: list[EncodedPair]) -> None:
+        """Compares the log-probabilities of the longest pair in both ways.
 
-    def _compare(self, packed: torch.Tensor, plain: torch.Tensor) -> None:
-        dtype = self.model.dtype
+        In the row each of its sides stands behind another branch of the same prompt, as far from it as the batch goes,
+        with blocks of others around it: what leaks is seen, and so are positions that are not kept to.
+        """
+        longest = max(len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected))
+        if longest <= 2 * self._compared:
+            return
+        scored = [pair for pair in pairs if pair.scored]
+        pair = max(scored, key=lambda each: max(len(each.chosen), len(each.rejected)))
+        strange = [token for other in pairs for token in reversed(other.chosen + other.rejected)]
+        sides = [side for side in ((pair.chosen, pair.chosen_start), (pair.rejected, pair.rejected_start))
+                 if max(side[1], 1) < len(side[0])]  # fmt: skip
+        trials = []
+        for tokens, start in sides:
+            decoy = (strange * longest)[: max(1, longest - start)]
+            trials.append(EncodedPair(tokens[:start] + decoy, tokens, start, start))
+        device = next(model.parameters()).device
+        rows = lay_out(trials, lambda lengths: [list(range(len(lengths)))]).to(device)
+        with _undisturbed(model):
+            packed = _run(model, inner, rows).log_probs[0]
+            for number, (tokens, _) in enumerate(sides):
+                at = rows.sides == len(trials) + number
+                plain = self._plain(inner, torch.tensor([tokens], device=device))
+                self._compare(model, packed[at.to(packed.device)], plain[(rows.steps[at] - 1).to(plain.device)])
+        self._compared = longest
+
+    def _plain(self, inner: Callable[..., Any], ids: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of a sequence's tokens from the second one on, in a row of its own."""
+        told = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        if not self.own_head:
+            return torch.as_tensor(inner(**told, labels=ids, fused_lm_head=True).log_probs[0])
+        logits = inner(**told).logits[0, :-1].float()
+        return logits.log_softmax(-1).gather(-1, ids[0, 1:, None].to(logits.device))[:, 0]
+
+    def _compare(self, model: Any, packed: torch.Tensor, plain: torch.Tensor) -> None:
+        kinds = {model.dtype, self.precision}
         if torch.is_autocast_enabled(packed.device.type):
-            dtype = torch.get_autocast_dtype(packed.device.type)
-        tolerance = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+            kinds.add(torch.get_autocast_dtype(packed.device.type))
+        dtype = next((kind for kind in TOLERANCES if kind in kinds), torch.bfloat16)
+        tolerance = TOLERANCES[dtype]
+        packed, plain = packed.double(), plain.to(packed.device).double()
         error = float(((packed - plain).abs() / (1 + plain.abs())).max())
-        if not error <= tolerance:
+        mean = float((packed - plain).abs().mean() / (1 + plain.abs().mean()))
+        if not (error <= tolerance and mean <= tolerance / 5):
             raise PackedPathError(
-                f"You set pair_packing='auto'. With packed rows {type(self.model).__name__} gives log-probabilities of "
-                f"tokens that differ by {error:.2g} of their size from those without (tolerance {tolerance:g} in "
-                f"{dtype}): it does not keep to the mask or the positions it is given. Set pair_packing='off'."
+                f"You set pair_packing='auto'. With packed rows {type(model).__name__} gives log-probabilities of "
+                f"tokens that differ by up to {error:.2g}, and by {mean:.2g} in the mean, of their size from those "
+                f"without (tolerance {tolerance:g} and {tolerance / 5:g} in {dtype}): it does not keep to the mask or "
+                "the positions it is given. Set pair_packing='off'."
             )
 
 
-def add_pair_packing(model: Any, limit: int | None = None) -> None:
+def _run(model: Any, inner: Callable[..., Any], rows: PackedRows) -> Any:
+    implementation = model.config._attn_implementation
+    told: dict[str, Any] = {"use_cache": False}
+    if getattr(model.config, "output_router_logits", False):
+        # TRL's head would take the mask for one of padding
+        told["output_router_logits"] = False
+    with scored_alone(model.base_model, rows.sources):
+        return inner(
+            input_ids=rows.input_ids, attention_mask=attention_mask(rows, implementation, model.dtype),
+            position_ids=rows.positions, shift_labels=rows.targets[None], fused_lm_head=True, **told,
+        )  # fmt: skip
+
+
+def add_pair_packing(model: Any, limit: int | None = None, precision: torch.dtype | None = None) -> None:
     """Lets the fused head of a model run on packed rows.
 
     `model(input_ids=, attention_mask=, labels=, fused_lm_head=True)` with a padded batch of pairs then gives the very
-    fields that TRL's fused head gives, of the same shapes, from packed rows. Other calls are left as they are. On the
-    first batch one pair is computed in both ways.
+    fields that TRL's fused head gives, of the same shapes, from packed rows. Other calls are left as they are.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): to which [`~trl.trainer.utils.add_fused_lm_head`] was applied, and
             that [`~hf_lifealign.packing.why_not_packed`] has nothing against. Not the PEFT model around it.
         limit (`int`, *optional*): most tokens of a row that holds more than one pair.
+        precision (`torch.dtype`, *optional*): of mixed precision that is entered inside the model's forward.
     """
-    packed = PackedForward(model, model.forward, limit)
+    packed = PackedForward(even_width(model), limit, precision)
+    before = model.forward
+    # a copy of the model has to run its own weights
+    unbound = getattr(before, "__func__", None)
 
     @functools.wraps(type(model).forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return packed(*args, **kwargs)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
+        inner = before if unbound is None else types.MethodType(unbound, self)
+        if fused_lm_head and labels is not None:
+            return packed(self, inner, args, kwargs, labels)
+        told = {} if labels is None else {"labels": labels}
+        return inner(*args, fused_lm_head=fused_lm_head, **told, **kwargs)
 
     model.forward = types.MethodType(forward, model)
 
 
 @contextmanager
-def packed_head(model: Any, limit: int | None = None) -> Iterator[PackedForward]:
-    """TRL's fused head on packed rows for the time of a context, for scoring.
+def packed_head(model: Any, limit: int | None = None) -> Iterator[PairScorer]:
+    """TRL's fused head on packed rows for the time of a context: what gives the log-probabilities of the completion
+    tokens of pairs, chosen and rejected.
 
     Args:
         model (`torch.nn.Module`): that [`~hf_lifealign.packing.why_not_packed`] has nothing against; or the PEFT model
@@ -196,7 +233,8 @@ def packed_head(model: Any, limit: int | None = None) -> Iterator[PackedForward]
     own = vars(base).get("forward")
     add_fused_lm_head(base)
     try:
-        yield PackedForward(base, base.forward, limit)
+        packed = PackedForward(even_width(base), limit, own_head=True)
+        yield functools.partial(packed.log_probs, base, base.forward)
     finally:
         if own is None:
             del base.forward

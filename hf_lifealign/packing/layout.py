@@ -30,6 +30,12 @@ class EncodedPair:
         return self.chosen_start >= len(self.chosen) or self.rejected_start >= len(self.rejected)
 
     @property
+    def scored(self) -> int:
+        """How many tokens of both completions are predicted by something."""
+        sides = ((self.chosen, self.chosen_start), (self.rejected, self.rejected_start))
+        return sum(max(0, len(ids) - max(start, 1)) for ids, start in sides)
+
+    @property
     def shared(self) -> int:
         """How many tokens both sides begin with before either completion: the prompt, unless a cut at its start has
         left different parts of it."""

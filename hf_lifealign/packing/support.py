@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hf_lifealign.packing.mask import DENSE, FLEX
 
@@ -22,6 +23,9 @@ def why_not_packed(model: Any) -> str | None:
     prompted = sorted(name for name, config in adapters.items() if config.is_prompt_learning)
     if prompted:
         return f"the adapter {prompted[0]!r} puts virtual tokens in front of a row"
+    kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in adapters.values()}
+    if "XLORA" in kinds:
+        return "X-LoRA mixes its adapters by what stands in a whole row"
     invoked = sorted(n for n, config in adapters.items() if getattr(config, "alora_invocation_tokens", None))
     if invoked:
         return f"the adapter {invoked[0]!r} begins at a place in each row (aLoRA)"
@@ -35,6 +39,8 @@ def why_not_packed(model: Any) -> str | None:
         return f"{type(base).__name__} takes more than text"
     if base.base_model is base or base.get_output_embeddings() is None:
         return f"{type(base).__name__} has no backbone and head that can be told apart"
+    if isinstance(base.get_output_embeddings(), BaseTunerLayer):
+        return "an adapter on the head is passed by where it runs on some places only"
     return _why_not_attention(base, config)
 
 
@@ -54,6 +60,13 @@ def _why_not_attention(base: Any, config: Any) -> str | None:
         return f"{type(base.base_model).__name__} takes no positions of our own"
     if getattr(config, "alibi", False):
         return "its attention (ALiBi) goes by the distance of tokens in a row, whatever their positions"
+    kinds = {kind for kind in getattr(config, "attention_layers", None) or () if kind != "global"}
+    if kinds:
+        return f"some of its layers attend by {sorted(kinds)[0]!r} windows"
+    ropes = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    stretched = [str(rope.get("rope_type")) for rope in ropes if rope.get("rope_type") in ("dynamic", "longrope")]
+    if stretched:
+        return f"its positions ({stretched[0]}) are stretched by the longest of a batch"
     others = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"})
     if others:
         return f"some of its layers are of type {others[0]!r}"

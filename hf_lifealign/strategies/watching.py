@@ -116,4 +116,5 @@ class PairWatch:
             raise UnwatchableError("max_length cuts its rows otherwise than when its score was measured")
         options = {} if told is None else {"scale": told["scale"], "before": told["margins"]}
         pad = int(run.processing_class.pad_token_id or 0)
-        return PreferenceMeter([pairs[i] for i in whole], [reference[i] for i in whole], pad, **options)
+        kept = ([pairs[i] for i in whole], [reference[i] for i in whole])
+        return PreferenceMeter(*kept, pad, pair_packing=run.pair_packing, **options)

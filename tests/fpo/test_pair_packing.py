@@ -13,7 +13,7 @@ from support.tiny import preference_dataset, preference_rows, tiny_model, tiny_t
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from hf_lifealign import FPOConfig, FPOTrainer
-from hf_lifealign.packing import layout
+from hf_lifealign.packing.forward import PackedForward
 
 SETTINGS: dict[str, Any] = {
     "max_steps": 12, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "logging_steps": 1,
@@ -80,13 +80,14 @@ def test_the_trajectory_is_that_of_padded_rows(name: str, tmp_path: Path) -> Non
 def test_a_step_has_the_pairs_of_the_plain_sampler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is packed is a batch as it comes, and nothing moves from one step to another."""
     met: list[list[int]] = []
-    real = layout._block
+    real = PackedForward._pairs
 
-    def noted(pair: Any) -> Any:
-        met[-1].append(hash(tuple(pair.chosen)))
-        return real(pair)
+    def noted(self: Any, *args: Any) -> Any:
+        found = real(self, *args)
+        met[-1] += [hash(tuple(pair.chosen)) for pair in found or ()]
+        return found
 
-    monkeypatch.setattr(layout, "_block", noted)
+    monkeypatch.setattr(PackedForward, "_pairs", noted)
     batches: list[list[int]] = []
 
     class Watching(FPOTrainer):
@@ -103,7 +104,8 @@ def test_a_step_has_the_pairs_of_the_plain_sampler(tmp_path: Path, monkeypatch: 
     )  # fmt: skip
     trainer.train()
     assert len(batches) == 24
-    assert all(set(a) <= set(b) <= set(a) for a, b in zip(batches, met, strict=True))
+    # the policy's pass and the reference's
+    assert all(b == a + a for a, b in zip(batches, met, strict=True))
 
 
 def test_full_fine_tuning_packs_both_models(tmp_path: Path) -> None:
@@ -118,6 +120,23 @@ def test_full_fine_tuning_packs_both_models(tmp_path: Path) -> None:
         trainer.train()
         losses[packing] = [log["loss"] for log in steps.logs]
     assert losses["auto"] == pytest.approx(losses["off"], rel=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(**LORA)], ids=["full", "lora"])
+def test_mixed_precision(tmp_path: Path, adapter: Any) -> None:
+    """TRL's default; the reference model's autocast lies inside its forward, the policy's around it."""
+    losses = {}
+    for packing in ("auto", "off"):
+        steps = Steps()
+        args = FPOConfig(str(tmp_path / packing), pair_packing=packing, **(SETTINGS | {"bf16": True, "max_steps": 3}))
+        trainer = FPOTrainer(
+            model=tiny_model(), ref_model=tiny_model(1) if adapter is None else None, args=args,
+            processing_class=tiny_tokenizer(), train_dataset=uneven(), callbacks=[steps], peft_config=adapter,
+        )  # fmt: skip
+        trainer.train()
+        assert trainer.is_packed == (packing == "auto")
+        losses[packing] = [log["loss"] for log in steps.logs]
+    assert losses["auto"] == pytest.approx(losses["off"], rel=3e-2)
 
 
 def test_prompts_are_computed_once(tmp_path: Path) -> None:

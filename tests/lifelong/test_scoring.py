@@ -12,7 +12,7 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from support.tiny import preference_dataset, preference_rows, tiny_model, tiny_tokenizer
 from trl import DPOConfig, DPOTrainer
 
-from hf_lifealign.lifelong.evaluation import generate_answers, judge_results, preference_results
+from hf_lifealign.lifelong.evaluation import generate_answers, judge_results, margin_results, preference_results
 from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, sequence_log_probs, text_perplexity
 
 
@@ -130,3 +130,11 @@ def test_generation_is_the_same_in_any_batch_and_judges_are_checked() -> None:
     assert results == {"length": pytest.approx(sum(map(len, answers)) / 3)}
     with pytest.raises(ValueError, match="one for each"):
         judge_results(model, tokenizer, rows, {"broken": lambda p, a, r: [1.0]}, 4, 2)
+
+
+def test_the_base_measured_against_itself_has_margins_of_zero() -> None:
+    """Whatever batches its reference was computed in, and whichever pairs were left out of them."""
+    pairs = [EncodedPair([1, 5, 6], [1, 7], 1, 1), EncodedPair([1, 5], [1, 7], 2, 1), EncodedPair([1, 8], [1, 9], 1, 1)]
+    reference = [(-3.25, -1.7), (-1.0, 0.0), (-2.1, -2.2)]
+    told = margin_results(None, pairs, reference, 0, 8)
+    assert told == {"preference_accuracy": 0.5, "margin": 0.0, "scored_pairs": 2.0}

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packing.test_layout import pairs
+from peft import LoraConfig, get_peft_model
 from support.tiny import tiny_model
 from transformers import (
     BloomConfig,
@@ -17,15 +18,20 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 from trl.trainer.utils import add_fused_lm_head
 
+from hf_lifealign.lifelong.scoring import score_pairs
 from hf_lifealign.packing import EncodedPair, why_not_packed
 from hf_lifealign.packing.forward import PackedPathError, add_pair_packing, read_pairs
 
@@ -121,7 +127,15 @@ def test_bfloat16_within_its_rounding() -> None:
     batch = padded(PAIRS)
     ours, theirs = run(packed, batch).log_probs, run(plain, batch).log_probs
     assert ours.dtype == theirs.dtype
-    torch.testing.assert_close(ours, theirs, rtol=3e-2, atol=1e-1)
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+NEO = GPTNeoConfig(vocab_size=60, hidden_size=16, num_layers=2, num_heads=2, window_size=8,
+                   attention_types=[[["global", "local"], 1]], max_position_embeddings=64)  # fmt: skip
+
+
+def headed() -> Any:
+    return get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
 
 
 def _named(name: str) -> Any:
@@ -136,6 +150,9 @@ def _named(name: str) -> Any:
         (lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=16)), "slides over a window of 16"),
         (lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL)), "of type 'sliding_attention'"),
         (lambda: BloomForCausalLM(BloomConfig(vocab_size=60, hidden_size=16, n_layer=1, n_head=2)), "no positions"),
+        (lambda: GPTNeoForCausalLM(NEO), "attend by 'local' windows"),
+        (lambda: tiny_model(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}), "stretched"),
+        (lambda: headed(), "adapter on the head"),
         (lambda: MambaForCausalLM(MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1)), "Mamba|attn_impl"),
         (lambda: _named("flash_attention_2"), "attn_implementation='flash_attention_2' takes no mask"),
         (lambda: _named("flex_attention"), "on CUDA only"),
@@ -177,6 +194,68 @@ def test_a_model_that_counts_positions_itself_is_stopped() -> None:
     add_pair_packing(model)
     with pytest.raises(PackedPathError):
         run(model, padded(PAIRS))
+
+
+LONG = [EncodedPair(list(range(3, 45)), [3, 4, *range(50, 10, -1)], 2, 2), *PAIRS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_are_missed_in_bfloat16_too(dtype: torch.dtype) -> None:
+    model = tiny_model(vocab_size=60).to(dtype)
+    add_fused_lm_head(model, outputs=("log_probs",))
+    heard = model.model.forward
+    model.model.forward = lambda *args, position_ids=None, **kwargs: heard(*args, **kwargs)
+    add_pair_packing(model)
+    with pytest.raises(PackedPathError, match=str(dtype)):
+        run(model, padded(LONG))
+
+
+def test_a_window_that_only_longer_pairs_reach_over_is_found() -> None:
+    """Attention that looks back over so many places of a row, whatever mask it is given."""
+    model = tiny_model(vocab_size=60)
+    add_fused_lm_head(model, outputs=("log_probs",))
+    heard = model.model.forward
+
+    def windowed(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        width = kwargs["input_ids"].shape[1]
+        near = torch.ones(width, width, dtype=torch.bool).tril().triu(-20)
+        seen = near if attention_mask is None or attention_mask.dim() < 4 else attention_mask & near
+        return heard(*args, attention_mask=seen.expand(len(kwargs["input_ids"]), 1, width, width), **kwargs)
+
+    model.model.forward = windowed
+    add_pair_packing(model)
+    short = [EncodedPair([5, 6, 7, 8], [5, 6, 9, 10], 2, 2)]
+    assert run(model, padded(short)).log_probs.shape == (2, 3)
+    with pytest.raises(PackedPathError):
+        run(model, padded(LONG))
+
+
+def test_what_has_nothing_to_compare_does_not_count_as_compared() -> None:
+    model = tiny_model(vocab_size=60)
+    add_fused_lm_head(model, outputs=("log_probs",))
+    heard = model.model.forward
+    model.model.forward = lambda *args, attention_mask=None, **kwargs: heard(*args, **kwargs)
+    add_pair_packing(model)
+    run(model, padded([EncodedPair([5, 6, 7, 8, 9], [5, 6, 7], 5, 3)]))  # no completion at all: the plain path
+    with pytest.raises(PackedPathError):
+        run(model, padded([EncodedPair([5, 6, 7, 8, 9], [5, 6, 7], 2, 3), EncodedPair([5], [5, 6], 1, 2)]))
+
+
+def test_a_copy_runs_its_own_weights() -> None:
+    _, packed = both(tiny_model(vocab_size=60))
+    other = copy.deepcopy(packed)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(3)
+    batch = padded(PAIRS)
+    assert not torch.allclose(run(other, batch).log_probs, run(packed, batch).log_probs)
+
+
+def test_a_mixture_of_experts_is_scored_without_its_balancing_loss() -> None:
+    torch.manual_seed(0)
+    shape = SMALL | {"num_local_experts": 2, "num_experts_per_tok": 1, "output_router_logits": True}
+    model = MixtralForCausalLM(MixtralConfig(**shape)).eval()
+    packed, plain = (score_pairs(model, PAIRS, 0, pair_packing=packing) for packing in ("auto", "off"))
+    assert sum(packed, ()) == pytest.approx(sum(plain, ()), rel=1e-4)
 
 
 def test_the_check_leaves_modes_and_random_numbers_alone() -> None:
