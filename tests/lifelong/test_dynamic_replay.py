@@ -358,6 +358,7 @@ def test_rows_that_are_not_the_watched_ones_are_told(tmp_path: Path) -> None:
 
     class Tokens:
         processing_class = tiny_tokenizer()
+        pair_packing = "auto"
 
         def __init__(self, longest: int | None = None):
             self.longest = longest
