@@ -6,10 +6,11 @@
 DATA is a folder of preference tasks in TRL's format (DATA/harmless/train.jsonl, ...); without it the pairs are made up,
 of the lengths of a dialogue. Both trainers have the same model, LoRA adapter, rows and batches (gamma 0, so that it is
 the same loss too), and their references are computed in each step. A step is the loss, its gradient and the optimizer's
-step. Steps alternate, and which goes first alternates too; the ratio is the median of the paired ratios. `--memory`
-measures the peak memory of each side in a process of its own, `--trajectory 50` the losses of as many steps on both
-sides, and `--profile` tells where a packed step spends its time. On CUDA the model is random, of the shape that was
-asked for: weights do not change how long it takes.
+step. Steps alternate, and which goes first alternates too; told are pairs over seconds of all steps, their ratio, and
+the median of the ratios of single steps (long batches weigh more in the first). `--memory` measures the peak memory of
+each side in a process of its own, `--trajectory 50` the losses of as many steps on both sides, and `--profile` tells
+where a packed step spends its time. On CUDA the model is random, of the shape that was asked for:
+weights do not change how long it takes.
 """
 
 import argparse
@@ -131,14 +132,15 @@ def measure(options: argparse.Namespace, task: str, size: int) -> dict[str, Any]
     for i, batch in enumerate(batches[:-1]):
         for which in (0, 1) if i % 2 else (1, 0):
             seconds[which].append(step(*sides[which], batch)[0])
-    dpo, fpo = (statistics.median(times) for times in seconds)
+    dpo, fpo = (size * options.steps / sum(times) for times in seconds)
+    median = statistics.median(d / f for d, f in zip(*seconds, strict=True))
     told = {
-        "task": task, "batch": size, "steps": len(seconds[0]), "pairs_per_second": [size / dpo, size / fpo],
-        "ratio": statistics.median(d / f for d, f in zip(*seconds, strict=True)),
+        "task": task, "batch": size, "steps": options.steps, "pairs_per_second": [dpo, fpo], "ratio": fpo / dpo,
+        "median_ratio": median,
     }  # fmt: skip
     print(
-        f"{task}, batch {size}: DPOTrainer {size / dpo:.2f} pairs/s, FPOTrainer {size / fpo:.2f}, "
-        f"ratio {told['ratio']:.2f} (median of {len(seconds[0])} paired steps)",
+        f"{task}, batch {size}: DPOTrainer {dpo:.2f} pairs/s, FPOTrainer {fpo:.2f}, ratio {fpo / dpo:.2f} "
+        f"(median of {options.steps} paired steps {median:.2f})",
         flush=True,
     )
     if options.device == "cuda":

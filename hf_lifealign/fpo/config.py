@@ -69,6 +69,8 @@ class FPOConfig(DPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pair_packing is False:
+            self.pair_packing = "off"  # YAML reads a bare `off` as False
         if self.pair_packing not in get_args(PairPacking):
             raise ValueError(
                 f"You set pair_packing={self.pair_packing!r}. It has to be 'auto' (packed rows where they are known to "

@@ -14,6 +14,7 @@ from hf_lifealign._resources import resource_path
 from hf_lifealign.judges import Judge, judge_name, resolve_judge
 from hf_lifealign.lifelong.evaluation import SCORED_PAIRS, adapters_off, generate_answers, judge_results, margin_results
 from hf_lifealign.lifelong.matrix import PERPLEXITY
+from hf_lifealign.lifelong.phases import REFERENCE_COLUMNS
 from hf_lifealign.lifelong.references import ReferenceStore
 from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, text_perplexity
 from hf_lifealign.strategies.registry import is_function_path
@@ -107,6 +108,13 @@ class Examiner:
             self._credited.add(key)
             run.progress.advance(len(pairs))
         return values
+
+    def with_reference(self, rows: Dataset, key: str) -> Dataset:
+        """Rows with columns of what [`Examiner.reference`] gives for training."""
+        columns = zip(*self.reference(rows, key, for_training=True), strict=True)
+        for name, column in zip(REFERENCE_COLUMNS, columns, strict=True):
+            rows = rows.add_column(name, list(column))
+        return rows
 
     def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""

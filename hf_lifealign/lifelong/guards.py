@@ -1,9 +1,13 @@
-"""What a lifelong run cannot do yet, said before anything is loaded."""
+"""What a lifelong run cannot do, said before anything is loaded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType, parse_flag_from_env
+from peft import PeftConfig
+
+from hf_lifealign.strategies import Strategy
 
 
 def refuse_sharded_training(*arguments: Any) -> None:
@@ -32,3 +36,21 @@ def refuse_sharded_training(*arguments: Any) -> None:
             "Consolidation and saving need it whole, and would work on empty tensors. Use DDP (plain `accelerate "
             "launch`) or DeepSpeed ZeRO-1/2."
         )
+
+
+def refuse_unfit_strategies(strategies: Sequence[Strategy], adapter: PeftConfig) -> None:
+    """Ends a run that would never consolidate its SLMC adapter, or that has no memory to consolidate into.
+
+    Raises:
+        ValueError: if exactly one of the two is there.
+    """
+    kind = str(adapter.peft_type.value)  # type: ignore[union-attr]
+    is_slmc = kind == "SLMC"
+    if any(strategy.name == "consolidation" for strategy in strategies) == is_slmc:
+        return
+    what = (
+        "An SLMC adapter is there to be consolidated. Add 'consolidation', or use a LoraConfig."
+        if is_slmc
+        else "Only an SLMC adapter has a memory to consolidate into. Leave 'consolidation' out, or use an SLMCConfig."
+    )
+    raise ValueError(f"You set the strategies {[s.name for s in strategies]} with an adapter of type {kind}. {what}")

@@ -1,6 +1,7 @@
 """Log-probabilities of preference pairs and perplexity of plain text, without padding to the widest row of all."""
 
 import inspect
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from trl import DPOTrainer
 
 from hf_lifealign.packing import EncodedPair, why_not_packed
 from hf_lifealign.packing.forward import PairScorer, packed_head
+
+logger = logging.getLogger(__name__)
 
 
 def encode_pairs(
@@ -114,10 +117,12 @@ def sequence_log_probs(
 @contextmanager
 def _token_scorer(model: torch.nn.Module, pad: int, pair_packing: str) -> Iterator[PairScorer]:
     """What gives the log-probabilities of the completion tokens of a batch of pairs: packed where that may be."""
-    if pair_packing != "off" and why_not_packed(model) is None:
+    reason = why_not_packed(model) if pair_packing != "off" else "that is switched off"
+    if reason is None:
         with packed_head(model) as score:
             yield score
         return
+    logger.info(f"Pairs are not packed to be scored, as {reason}.")
 
     def padded(pairs: list[EncodedPair]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         rows = [(pair.chosen, pair.chosen_start) for pair in pairs]

@@ -31,7 +31,7 @@ from hf_lifealign.lifelong.adapters import (
 )
 from hf_lifealign.lifelong.config import LifelongConfig
 from hf_lifealign.lifelong.examiner import Examiner
-from hf_lifealign.lifelong.guards import refuse_sharded_training
+from hf_lifealign.lifelong.guards import refuse_sharded_training, refuse_unfit_strategies
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
@@ -208,13 +208,7 @@ class LifelongTrainer:
 
     def rows_with_reference(self, rows: Dataset, key: str) -> Dataset:
         """Rows with columns of reference log-probabilities, if the preference phase measures against the base."""
-        if not self.keeps_reference:
-            return rows
-        values = self.examiner.reference(rows, key, for_training=True)
-        columns = zip(*values, strict=True)
-        for name, column in zip(("ref_chosen_logps", "ref_rejected_logps"), columns, strict=True):
-            rows = rows.add_column(name, list(column))
-        return rows
+        return self.examiner.with_reference(rows, key) if self.keeps_reference else rows
 
     def reference_pairs(
         self, rows: list[dict[str, Any]], key: str
@@ -239,18 +233,7 @@ class LifelongTrainer:
         if specs is None:
             specs = ["replay", "consolidation"] if is_slmc else []
         strategies = resolve_strategies(self.args.rehearsing(specs))
-        consolidates = any(strategy.name == "consolidation" for strategy in strategies)
-        if consolidates != is_slmc:
-            raise ValueError(
-                f"You set the strategies {[s.name for s in strategies]} with an adapter of type "
-                f"{self.peft_config.peft_type.value}. "  # type: ignore[union-attr]
-                + (
-                    "An SLMC adapter is there to be consolidated. Add 'consolidation', or use a LoraConfig."
-                    if is_slmc
-                    else "Only an SLMC adapter has a memory to consolidate into. Leave 'consolidation' out, or use "
-                    "an SLMCConfig."
-                )
-            )
+        refuse_unfit_strategies(strategies, self.peft_config)
         return strategies
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:

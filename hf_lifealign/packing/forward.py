@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import is_peft_model
 from trl.trainer.utils import add_fused_lm_head
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.packing.layout import EncodedPair, PackedRows, lay_out
 from hf_lifealign.packing.mask import attention_mask
 from hf_lifealign.packing.rows import cheapest_rows
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 # the mean over tokens by a fifth of that. From coarse to fine.
 TOLERANCES = {torch.bfloat16: 1.5e-1, torch.float16: 3e-2, torch.float32: 1e-3, torch.float64: 1e-5}
 _FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-
 
 # Gives the log-probabilities of the completion tokens of each pair, chosen and rejected.
 PairScorer = Callable[[list[EncodedPair]], list[tuple[torch.Tensor, torch.Tensor]]]
@@ -127,14 +127,13 @@ class PackedForward:
     def _check(self, model: Any, inner: Callable[..., Any], pairs: list[EncodedPair]) -> None:
         """Compares the log-probabilities of the longest pair in both ways.
 
-        In the row each of its sides stands behind another branch of the same prompt, as far from it as the batch goes,
-        with blocks of others around it: what leaks is seen, and so are positions that are not kept to.
+        In one row each of its sides stands behind another branch of its prompt, which is as long as the batch's
+        longest: what leaks from there, or from the other block, is seen, and so are positions that are not kept to.
         """
-        longest = max(len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected))
+        pair = max((each for each in pairs if each.scored), key=lambda each: each.longest)
+        longest = pair.longest
         if longest <= 2 * self._compared:
             return
-        scored = [pair for pair in pairs if pair.scored]
-        pair = max(scored, key=lambda each: max(len(each.chosen), len(each.rejected)))
         strange = [token for other in pairs for token in reversed(other.chosen + other.rejected)]
         sides = [side for side in ((pair.chosen, pair.chosen_start), (pair.rejected, pair.rejected_start))
                  if max(side[1], 1) < len(side[0])]  # fmt: skip
@@ -144,7 +143,7 @@ class PackedForward:
             trials.append(EncodedPair(tokens[:start] + decoy, tokens, start, start))
         device = next(model.parameters()).device
         rows = lay_out(trials, lambda lengths: [list(range(len(lengths)))]).to(device)
-        with _undisturbed(model):
+        with evaluating(model):
             packed = _run(model, inner, rows).log_probs[0]
             for number, (tokens, _) in enumerate(sides):
                 at = rows.sides == len(trials) + number
@@ -275,15 +274,3 @@ def _unpacked(packed: Any, rows: PackedRows, labels: torch.Tensor) -> Any:
             empty = value.new_zeros(shape[0] * shape[1])
             fields[name] = empty.index_put((places.to(value.device),), value[0]).view(shape)
     return type(packed)(loss=packed.loss, label_mask=labels[:, 1:] != -100, **fields)
-
-
-@contextmanager
-def _undisturbed(model: torch.nn.Module) -> Iterator[None]:
-    """No dropout in any module, and each as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -30,6 +30,11 @@ class EncodedPair:
         return self.chosen_start >= len(self.chosen) or self.rejected_start >= len(self.rejected)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longer side, prompt included."""
+        return max(len(self.chosen), len(self.rejected))
+
+    @property
     def scored(self) -> int:
         """How many tokens of both completions are predicted by something."""
         sides = ((self.chosen, self.chosen_start), (self.rejected, self.rejected_start))

@@ -60,9 +60,10 @@ class Run(Protocol):
 
     @property
     def seed(self) -> int: ...
+
     @property
     def pair_packing(self) -> str:
-        """ "auto" or "off", as in [`FPOConfig`]."""
+        """Whether pairs may be packed: `"auto"` or `"off"`, as in [`FPOConfig`]."""
 
     @property
     def lived(self) -> list[str]:

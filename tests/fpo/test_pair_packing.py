@@ -193,6 +193,7 @@ def test_where_it_is_not_known_to_be_equal_one_line_says_why(
 def test_wrong_settings() -> None:
     with pytest.raises(ValueError, match="pair_packing='yes'"):
         FPOConfig("unused", use_cpu=True, bf16=False, pair_packing="yes")
+    assert FPOConfig("unused", use_cpu=True, bf16=False, pair_packing=False).pair_packing == "off"  # YAML's `off`
     with pytest.raises(ValueError, match="max_row_length=0"):
         FPOConfig("unused", use_cpu=True, bf16=False, max_row_length=0)
 
