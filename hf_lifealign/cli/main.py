@@ -10,7 +10,17 @@ import traceback
 from collections.abc import Sequence
 
 from hf_lifealign import __version__
-from hf_lifealign.cli import choices, commands, diversity, dynamics, hub_commands, pareto, preflight, self_align
+from hf_lifealign.cli import (
+    choices,
+    commands,
+    compare,
+    diversity,
+    dynamics,
+    hub_commands,
+    pareto,
+    preflight,
+    self_align,
+)
 
 _DESCRIPTION = "Keep a language model aligned through a stream of preference tasks."
 
@@ -19,6 +29,7 @@ examples:
   lifealign run recipes/quickstart.yaml --output-dir runs/first
   lifealign run my.yaml --set training.learning_rate=1e-4 --set adapter.r=32
   lifealign matrix runs/first
+  lifealign compare recipes/compare.yaml
   lifealign inspect runs/first/adapters/02-harmless
   lifealign pareto runs/meta-aligner
   lifealign dynamics runs/sft
@@ -64,7 +75,7 @@ examples:
   lifealign inspect me/my-adapter --revision 02-harmless --json
 """
 
-_ROOMS = (commands, hub_commands, pareto, diversity, dynamics, preflight, self_align, choices)
+_ROOMS = (commands, hub_commands, compare, pareto, diversity, dynamics, preflight, self_align, choices)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print JSON")
     report = add("report", "write the report and pictures of a run again", "Write report.md and the pictures of a run.")
     report.add_argument("run", metavar="RUN", help="folder of a run, finished or in progress")
+    compare.add_parser(add)
     pareto.add_parser(add)
     diversity.add_parser(add)
     dynamics.add_parser(add)
@@ -157,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        hint = " Give the same command again to go on." if args.command in ("run", "pareto", "self-align") else ""
+        hint = (
+            " Give the same command again to go on."
+            if args.command in ("run", "compare", "pareto", "self-align")
+            else ""
+        )
         print(f"lifealign: interrupted.{hint}", file=sys.stderr)
         return 130
     except Exception as error:

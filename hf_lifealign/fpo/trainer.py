@@ -108,6 +108,10 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
         PackedPathError: on the first batch, if the model does not keep to the mask or the positions of packed rows.
     """
 
+    # Reward margins of the batch whose loss was computed last, of shape `(pairs,)`, with their graph: extra losses may
+    # look at them.
+    reward_margins: torch.Tensor | None = None
+
     _tag_names = ["trl", "fpo", "hf-lifealign"]
     _name = "FPO"
     _paper = {
@@ -209,7 +213,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
             result = super()._compute_loss(model, inputs, return_outputs)
         finally:
             self.beta = float(probe)
-        margin = probe.products[0]
+        self.reward_margins = margin = probe.products[0]
         self._log_gate(margin.detach())
         if self.focal_gamma == 0:
             return result

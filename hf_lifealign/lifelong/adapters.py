@@ -2,20 +2,43 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from trl.trainer.utils import create_model_from_path
 
 ADAPTER = "default"
+
+
+def default_adapter_type(strategies: Sequence[Any] | None) -> str:
+    """`"slmc"` where the strategies consolidate, as they do by default, and `"lora"` where they do not.
+
+    Args:
+        strategies (`list`, *optional*): names, mappings or objects, as in [`LifelongConfig`].
+    """
+    if strategies is None:
+        return "slmc"
+    options = [{"name": spec} if isinstance(spec, str) else spec for spec in strategies]
+    names = [each.get("name") if isinstance(each, dict) else getattr(each, "name", None) for each in options]
+    return "slmc" if "consolidation" in names else "lora"
+
+
+def default_adapter(strategies: Sequence[Any] | None) -> PeftConfig:
+    """The adapter of a run that was given none."""
+    settings: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+    if default_adapter_type(strategies) == "lora":
+        return LoraConfig(**settings)
+    from hf_lifealign.slmc import SLMCConfig
+
+    return SLMCConfig(**settings)
 
 
 def load_base(source: str | PreTrainedModel, init_kwargs: dict[str, Any], args: TrainingArguments) -> PreTrainedModel:

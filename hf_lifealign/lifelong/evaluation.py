@@ -13,23 +13,31 @@ from trl import apply_chat_template
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.scoring import EncodedPair, score_pairs
 
-# how many test pairs a result stands on; kept beside the measures
-SCORED_PAIRS = "scored_pairs"
+# how many test pairs a result stands on, and the margin of each in nats, in the order of the test rows; both are kept
+# beside the measures
+SCORED_PAIRS, PAIR_MARGINS = "scored_pairs", "pair_margins"
+BESIDE = frozenset({SCORED_PAIRS, PAIR_MARGINS})
 
 
-def preference_results(
-    policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]
-) -> dict[str, float]:
-    """Preference accuracy and mean margin of scored pairs.
-
-    A pair's margin is ``(logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)`` in nats. Accuracy is the share of
-    pairs with a positive margin; a margin of exactly 0, as every pair has under the untouched base, counts half.
+def pair_margins(policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> list[float]:
+    """Margin of each pair, ``(logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)`` in nats.
 
     Args:
-        policy, reference (`Sequence[tuple[float, float]]` of the same length, at least 1): log-probabilities of chosen
-            and rejected.
+        policy, reference (`Sequence[tuple[float, float]]` of the same length): log-probabilities of chosen and
+            rejected.
     """
-    margins = [(c - rc) - (r - rr) for (c, r), (rc, rr) in zip(policy, reference, strict=True)]
+    return [(c - rc) - (r - rr) for (c, r), (rc, rr) in zip(policy, reference, strict=True)]
+
+
+def preference_results(margins: Sequence[float]) -> dict[str, float]:
+    """Preference accuracy and mean margin of pairs.
+
+    Accuracy is the share of pairs with a positive margin; a margin of exactly 0, as every pair has under the untouched
+    base, counts half.
+
+    Args:
+        margins (`Sequence[float]`): of [`pair_margins`], at least one.
+    """
     wins = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
     return {"preference_accuracy": wins / len(margins), "margin": sum(margins) / len(margins)}
 
@@ -42,8 +50,9 @@ def margin_results(
     batch_size: int,
     progress: Callable[[int], None] | None = None,
     pair_packing: str = "auto",
-) -> dict[str, float]:
-    """[`preference_results`] of the model as it stands; pairs without a completion left after the cut do not count.
+) -> dict[str, Any]:
+    """[`preference_results`] of the model as it stands, and the margins they are of; pairs without a completion left
+    after the cut do not count.
 
     Without a model it is the reference itself that is measured, whose margins are zero and not only nearly so.
 
@@ -65,8 +74,8 @@ def margin_results(
         scored = score_pairs(
             model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress, pair_packing=pair_packing
         )
-    results = preference_results(scored, base)
-    return results | {SCORED_PAIRS: float(len(kept))}
+    margins = pair_margins(scored, base)
+    return preference_results(margins) | {SCORED_PAIRS: float(len(kept)), PAIR_MARGINS: margins}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from datasets import Dataset
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign._resources import resource_path
 from hf_lifealign.judges import Judge, judge_name, resolve_judge
-from hf_lifealign.lifelong.evaluation import SCORED_PAIRS, adapters_off, generate_answers, judge_results, margin_results
+from hf_lifealign.lifelong.evaluation import BESIDE, adapters_off, generate_answers, judge_results, margin_results
 from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.phases import REFERENCE_COLUMNS
 from hf_lifealign.lifelong.references import ReferenceStore
@@ -168,7 +168,7 @@ class Examiner:
             self._write(path, results)
         else:
             run.progress.advance(len(run.stream[name].load().test))
-        results = {name: value for name, value in read_json(path).items() if name != SCORED_PAIRS}
+        results = {name: value for name, value in read_json(path).items() if name not in BESIDE}
         for strategy in run.strategies:
             strategy.after_evaluation(run, name, results)
 

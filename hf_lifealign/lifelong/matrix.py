@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lifealign._files import read_json
-from hf_lifealign.lifelong.evaluation import SCORED_PAIRS
+from hf_lifealign.lifelong.evaluation import BESIDE, SCORED_PAIRS
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.metrics import performance_matrix as pm
 
@@ -14,7 +14,7 @@ PERPLEXITY = "_perplexity"
 
 def _row(
     directory: RunDirectory, after: str | None, tasks: list[str], needed: int | None = None
-) -> list[dict[str, float]] | None:
+) -> list[dict[str, Any]] | None:
     """Results on `tasks` at one stage, or `None` if one of the first `needed` (by default of all) is missing; what
     else is missing is an empty result."""
     paths = [directory.evaluation(after, task) for task in tasks]
@@ -70,7 +70,7 @@ def build_matrix(
             break
         stages.append(row)
     base = _row(directory, None, tasks) if all_tasks else None
-    names = sorted(set(stages[0][0]) - {SCORED_PAIRS}) if stages else []
+    names = sorted(set(stages[0][0]) - BESIDE) if stages else []
     if stages:
         # pairs whose completion the cut has taken away were not scored
         scored = [int(cell.get(SCORED_PAIRS, count)) for cell, count in zip(stages[-1], counts, strict=False)]

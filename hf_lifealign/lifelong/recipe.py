@@ -7,12 +7,12 @@ from typing import Any
 
 from hf_lifealign._recipes import build, find_recipe, numbers, read_settings, refuse_unknown
 
-_KEYS = {
+KEYS = {
     "model": "Hub id, local folder or embedded:NAME",
     "model_init_kwargs": "keyword arguments for from_pretrained",
     "output_dir": "folder of the run",
     "tasks": "list of tasks: name, train, test, ...",
-    "adapter": "type (slmc, lora, ...) and the fields of its configuration",
+    "adapter": "type (slmc, lora, ...; slmc by default, lora without consolidation) and fields of its configuration",
     "trainer": "fpo, dpo, or module:Class",
     "training": "arguments of the preference phase",
     "warm_start": "arguments of the SFT warm start; leave out for none",
@@ -33,14 +33,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a mapping of known keys, or an override cannot be read.
     """
-    content = read_settings(path, _KEYS, ("model", "tasks"), overrides)
+    content = read_settings(path, KEYS, ("model", "tasks"), overrides)
     if "strategy" in content and "strategies" in content:
         raise ValueError(f"The recipe {path} sets 'strategy' and 'strategies'. Put all of them under 'strategies'.")
     return content
 
 
-def build_adapter(options: dict[str, Any] | None) -> Any:
-    """The adapter configuration of a recipe: `{"type": "slmc", "r": 16, ...}`.
+def build_adapter(options: dict[str, Any] | None, kind: str = "slmc") -> Any:
+    """The adapter configuration of a recipe: `{"type": "slmc", "r": 16, ...}`; `kind` is the type if it names none.
 
     Raises:
         ValueError: for an unknown type or field.
@@ -51,7 +51,7 @@ def build_adapter(options: dict[str, Any] | None) -> Any:
     import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
 
     options = dict(options or {"target_modules": "all-linear"})
-    kind = str(options.pop("type", "slmc")).upper()
+    kind = str(options.pop("type", kind)).upper()
     types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
     if kind not in types:
         refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
@@ -94,6 +94,7 @@ def build_run(
     from trl import DPOConfig, SFTConfig
 
     from hf_lifealign.fpo import FPOConfig, FPOTrainer
+    from hf_lifealign.lifelong.adapters import default_adapter_type
     from hf_lifealign.lifelong.config import LifelongConfig
     from hf_lifealign.lifelong.trainer import LifelongTrainer
     from hf_lifealign.stream import TaskStream
@@ -121,7 +122,7 @@ def build_run(
         trainer_class=cls,
         training_args=build(args_class, recipe.get("training"), "training", output_dir="unused"),
         warm_start_args=None if warm is None else build(SFTConfig, warm, "warm_start", output_dir="unused"),
-        peft_config=build_adapter(recipe.get("adapter")),
+        peft_config=build_adapter(recipe.get("adapter"), default_adapter_type(strategies)),
         model_init_kwargs=recipe.get("model_init_kwargs"),
     )
 

@@ -182,6 +182,25 @@ def score_pairs(
     return [(a, b) for _, a, b in sorted(scored)]
 
 
+def pair_log_probs(
+    model: torch.nn.Module, pairs: Sequence[EncodedPair], pad_token_id: int, pair_packing: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequence log-probabilities of a batch of pairs with their graph, for losses; the model stays in its mode.
+
+    Args:
+        model (`torch.nn.Module`): causal language model, also while a TRL trainer has it.
+        pairs (`Sequence[EncodedPair]`): the batch, at least one pair.
+        pad_token_id (`int`): any valid token id.
+        pair_packing (`str`): "auto" or "off", as in [`FPOConfig`].
+
+    Returns:
+        two `torch.Tensor` of shape `(pairs,)`: of chosen and of rejected, in nats.
+    """
+    with _token_scorer(model, pad_token_id, pair_packing) as score:
+        scored = score(list(pairs))
+    return torch.stack([chosen.sum() for chosen, _ in scored]), torch.stack([rejected.sum() for _, rejected in scored])
+
+
 @torch.no_grad()
 def text_perplexity(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: str, window: int = 256, batch_size: int = 8

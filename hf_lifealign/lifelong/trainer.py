@@ -24,6 +24,7 @@ from hf_lifealign.hub.bundle import strategy_folder
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.adapters import (
     create_adapter,
+    default_adapter,
     load_base,
     restore_adapter,
     save_adapter,
@@ -45,6 +46,7 @@ from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
 from hf_lifealign.models import public_name, resolve_model
 from hf_lifealign.report import write_report
 from hf_lifealign.strategies import PREFERENCE, WARM_START, Phase, Strategy, brings_extra_loss, resolve_strategies
+from hf_lifealign.strategies.tensors import trainable_parameters
 from hf_lifealign.stream import TaskStream, fingerprint
 
 logger = logging.getLogger(__name__)
@@ -91,8 +93,9 @@ class LifelongTrainer:
             are decided by the run.
         warm_start_args ([`~trl.SFTConfig`], *optional*):
             Arguments of the warm start; none by default, and then there is no warm start.
-        peft_config ([`~peft.PeftConfig`], *optional*, defaults to `SLMCConfig(target_modules="all-linear")`):
-            The adapter that lives through all tasks.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            The adapter that lives through all tasks; by default `SLMCConfig(target_modules="all-linear")`, or a
+            LoraConfig of these modules if the strategies do not consolidate.
         callbacks (`list[TrainerCallback]`, *optional*):
             Callbacks for the trainer of every phase.
         judges (`dict[str, Callable]`, *optional*):
@@ -125,9 +128,7 @@ class LifelongTrainer:
             training_args = FPOConfig("unused") if issubclass(trainer_class, FPOTrainer) else DPOConfig("unused")
         refuse_sharded_training(training_args, warm_start_args)
         if peft_config is None:
-            from hf_lifealign.slmc import SLMCConfig
-
-            peft_config = SLMCConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+            peft_config = default_adapter(args.strategies)
         if not isinstance(model, str) and is_peft_model(model):
             raise ValueError(
                 "You passed a PeftModel as the base. The run makes the adapter itself, so that it can restore it. Pass "
@@ -402,6 +403,8 @@ class LifelongTrainer:
     def _run_trainer(self, phase: Phase) -> dict[str, Any]:
         work = self.directory.work(phase.task, phase.name)
         checkpoint = resumable_checkpoint(work, self.is_main_process)
+        for strategy in self.strategies:
+            strategy.prepare_phase(self, phase)
         own = self.training_rows(phase.task)
         rows = own
         for strategy in self.strategies:
@@ -432,6 +435,7 @@ class LifelongTrainer:
             "replay_rows": 0,
             "seconds": round(time.monotonic() - started, 3),
             "peak_memory_mb": peak_memory_mb(),
+            "trainable_parameters": sum(p.numel() for p in trainable_parameters(self.model).values()),
             "consolidation": None,
         }
         for strategy in self.strategies:

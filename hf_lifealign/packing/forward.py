@@ -92,11 +92,11 @@ class PackedForward:
         self._check(model, inner, pairs)
         return _unpacked(_run(model, inner, rows), rows, labels)
 
-    @torch.no_grad()
     def log_probs(
         self, model: Any, inner: Callable[..., Any], pairs: list[EncodedPair]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-probabilities of the completion tokens of pairs, chosen and rejected, each of shape `(tokens,)`."""
+        """Log-probabilities of the completion tokens of pairs, chosen and rejected, each of shape `(tokens,)`, with
+        their graph where gradients are on."""
         rows = lay_out(pairs, self.choose).to(next(model.parameters()).device)
         if not len(rows.targets):
             return [(torch.zeros(0), torch.zeros(0)) for _ in pairs]

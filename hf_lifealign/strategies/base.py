@@ -54,6 +54,7 @@ class Run(Protocol):
 
     model: Any
     stream: "TaskStream"
+    training_args: Any  # of the preference phase
 
     @property
     def processing_class(self) -> "PreTrainedTokenizerBase": ...
@@ -64,6 +65,10 @@ class Run(Protocol):
     @property
     def pair_packing(self) -> str:
         """Whether pairs may be packed: `"auto"` or `"off"`, as in [`FPOConfig`]."""
+
+    def phases(self, index: int) -> "list[Phase]":
+        """Phases of the stream's task of an index, in order."""
+        ...
 
     @property
     def lived(self) -> list[str]:
@@ -114,9 +119,9 @@ class Strategy:
     """Base class: does nothing at every point of a run. Override what the strategy needs.
 
     Every method is called on every process. The order within a task is `before_task`, then for each phase
-    `training_rows`, `phase_trainer`, `callbacks`, `before_phase`, the training itself (with `compute_extra_loss` added
-    to its loss), `after_phase`; then for every task seen so far `before_evaluation` and `after_evaluation`; then
-    `after_task`.
+    `prepare_phase`, `training_rows`, `phase_trainer`, `callbacks`, `before_phase`, the training itself (with
+    `compute_extra_loss` added to its loss), `after_phase`; then for every task seen so far `before_evaluation` and
+    `after_evaluation`; then `after_task`.
 
     A run may be killed at any instant and started again. It then goes on from its last finished phase, or from a
     checkpoint inside one, and calls `before_task` and the methods of the phase once more: what a strategy has to
@@ -146,6 +151,10 @@ class Strategy:
 
     def before_task(self, run: Run, task: str) -> None:
         """Before a task's first phase."""
+
+    def prepare_phase(self, run: Run, phase: Phase) -> None:
+        """Before the rows and the trainer of a phase are made. Not called for a phase that was over before a restart;
+        a checkpoint inside the phase is loaded later."""
 
     def training_rows(self, run: Run, phase: Phase, rows: "Dataset") -> "Dataset":
         """Returns the rows to train on in `phase`: `rows` are the task's own and what other strategies added."""

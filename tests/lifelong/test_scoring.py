@@ -12,7 +12,13 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from support.tiny import preference_dataset, preference_rows, tiny_model, tiny_tokenizer
 from trl import DPOConfig, DPOTrainer
 
-from hf_lifealign.lifelong.evaluation import generate_answers, judge_results, margin_results, preference_results
+from hf_lifealign.lifelong.evaluation import (
+    generate_answers,
+    judge_results,
+    margin_results,
+    pair_margins,
+    preference_results,
+)
 from hf_lifealign.lifelong.scoring import EncodedPair, encode_pairs, score_pairs, sequence_log_probs, text_perplexity
 
 
@@ -101,7 +107,9 @@ def test_ld_alpha_weighs_the_tail() -> None:
 
 def test_preference_results() -> None:
     """One win, one tie, one loss."""
-    results = preference_results([(-1.0, -3.0), (-1.0, -1.0), (-4.0, -1.0)], [(-2.0, -2.0), (-1.0, -1.0), (-2.0, -2.0)])
+    margins = pair_margins([(-1.0, -3.0), (-1.0, -1.0), (-4.0, -1.0)], [(-2.0, -2.0), (-1.0, -1.0), (-2.0, -2.0)])
+    assert margins == [2.0, 0.0, -3.0]
+    results = preference_results(margins)
     assert results["preference_accuracy"] == 0.5
     assert results["margin"] == pytest.approx((2 + 0 - 3) / 3)
 
@@ -137,4 +145,4 @@ def test_the_base_measured_against_itself_has_margins_of_zero() -> None:
     pairs = [EncodedPair([1, 5, 6], [1, 7], 1, 1), EncodedPair([1, 5], [1, 7], 2, 1), EncodedPair([1, 8], [1, 9], 1, 1)]
     reference = [(-3.25, -1.7), (-1.0, 0.0), (-2.1, -2.2)]
     told = margin_results(None, pairs, reference, 0, 8)
-    assert told == {"preference_accuracy": 0.5, "margin": 0.0, "scored_pairs": 2.0}
+    assert told == {"preference_accuracy": 0.5, "margin": 0.0, "scored_pairs": 2.0, "pair_margins": [0.0, 0.0]}

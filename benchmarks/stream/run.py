@@ -1,0 +1,134 @@
+"""The stream benchmark: what each method keeps of truthful, safe, harmless and helpful, learnt one after another.
+
+    python benchmarks/stream/run.py DATA [--stage sweep final orders baselines] [--methods sequential replay ...]
+
+DATA is a folder of preference tasks (see prepare.py). One command; what has been run is not run again, and a run that
+was killed goes on from its last checkpoint. The stages:
+
+- `sweep`: each method with each learning rate of the grid, first order, a seed of its own; measured on validation rows.
+- `final`: each required method with its best rate, first order, three seeds; test rows.
+- `orders`: replay and our default on the other orders.
+- `baselines`: the other methods with their best rate, first order, one seed.
+
+Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
+writes it, and `chosen.json` says which rate was taken and why.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prepare import PARTS, TASKS, add_sizes, prepare
+
+from hf_lifealign.compare.document import write_comparison
+from hf_lifealign.compare.figures import compared
+from hf_lifealign.compare.plan import Plan, read_plan
+from hf_lifealign.compare.runner import DONE, run_arms
+
+HERE = Path(__file__).resolve().parent
+STAGES = ("sweep", "final", "orders", "baselines")
+ORDERS = {
+    "first": ["truthful", "safe", "harmless", "helpful"],
+    "reverse": ["helpful", "harmless", "safe", "truthful"],
+    "mixed": ["harmless", "truthful", "helpful", "safe"],
+}
+SWEEP_SEED, SEEDS = 100, [0, 1, 2]
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """methods.yaml: what all methods share, and the methods."""
+    content: dict[str, Any] = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
+    if options.max_steps:
+        content["common"]["training"]["max_steps"] = options.max_steps
+    return content
+
+
+def plan_of(
+    options: argparse.Namespace, content: dict[str, Any], stage: str, part: str, methods: dict[str, Any],
+    orders: list[str], seeds: list[int], against: str,
+) -> Plan | None:  # fmt: skip
+    """The comparison of a stage, written as a recipe beside its results."""
+    if not methods:
+        return None
+    data = (options.output / "data").resolve()
+    tasks = [
+        {"name": t, "train": str(data / t / "train.jsonl"), "test": str(data / t / f"{part}.jsonl")} for t in TASKS
+    ]
+    recipe = content["common"] | {
+        "model": options.model, "tasks": tasks, "methods": methods, "orders": {name: ORDERS[name] for name in orders},
+        "seeds": seeds, "against": against if against in methods else next(iter(methods)),
+        "output_dir": str(options.output / stage),
+    }  # fmt: skip
+    file = options.output / f"{stage}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return read_plan(file)
+
+
+def live(plan: Plan | None, data: Path) -> list[dict[str, Any]]:
+    """Runs a stage and writes its tables."""
+    if plan is None:
+        return []
+    results = run_arms(plan, data, lambda line: print(line, flush=True))
+    write_comparison(plan, results)
+    print(f"{plan.output_dir}/comparison.md, comparison.png", flush=True)
+    return results
+
+
+def rated(method: dict[str, Any], rate: float) -> dict[str, Any]:
+    """A method with a learning rate."""
+    return method | {"training": (method.get("training") or {}) | {"learning_rate": rate}}
+
+
+def sweep(options: argparse.Namespace, content: dict[str, Any], names: list[str]) -> dict[str, float]:
+    """The best learning rate of each method: that with the highest Last on validation rows, of a seed of its own."""
+    labels = {f"{name}-{rate:g}": (name, rate) for name in names for rate in content["grid"]}
+    methods = {label: rated(content["methods"][name]["settings"], rate) for label, (name, rate) in labels.items()}
+    plan = plan_of(options, content, "sweep", "validation", methods, ["first"], [SWEEP_SEED], next(iter(methods)))
+    found: dict[str, dict[float, float]] = {name: {} for name in names}
+    for result in live(plan, options.output):
+        if result["status"] == DONE:
+            last = compared({"": {0: result["margins"]}}, "", replicates=1)[""]["figures"]["last_performance"]
+            assert last is not None
+            name, rate = labels[result["method"]]
+            found[name][rate] = last.value
+    chosen = {name: max(rates, key=rates.__getitem__) for name, rates in found.items() if rates}
+    kept = options.output / "chosen.json"
+    kept.write_text(json.dumps({"last_on_validation": found, "chosen": chosen}, indent=1) + "\n", encoding="utf-8")
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of preference tasks")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream"))
+    parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--methods", nargs="+", default=None, help="only these (default: all of methods.yaml)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
+    parser.add_argument("--max-steps", type=int, default=None, help="cut each task's training, to try the script")
+    add_sizes(parser)
+    options = parser.parse_args()
+    content = settings_of(options)
+    sizes = {part: getattr(options, part) for part in PARTS}
+    if not (options.output / "data" / "manifest.json").is_file():
+        prepare(options.data, options.output / "data", sizes, options.tokens, options.model)
+    names = options.methods or list(content["methods"])
+    kinds = {name: content["methods"][name]["kind"] for name in names}
+    chosen = sweep(options, content, names)
+    best = {name: rated(content["methods"][name]["settings"], rate) for name, rate in chosen.items()}
+    wanted = {
+        "final": ({n: m for n, m in best.items() if kinds[n] in ("required", "ours")}, ["first"], options.seeds),
+        "orders": ({n: m for n, m in best.items() if kinds[n] == "ours" or n == "replay"}, ["reverse", "mixed"],
+                   options.seeds),
+        "baselines": ({n: m for n, m in best.items() if kinds[n] == "baseline"}, ["first"], options.seeds[:1]),
+    }  # fmt: skip
+    for stage in options.stage:
+        if stage in wanted:
+            methods, orders, seeds = wanted[stage]
+            live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options.output)
+
+
+if __name__ == "__main__":
+    main()
