@@ -11,6 +11,7 @@ import pytest
 import yaml
 from support.tiny import preference_rows, write_jsonl
 
+from hf_lifealign.compare.plan import read_plan
 from hf_lifealign.lifelong.launch import processes_asked_for
 from hf_lifealign.lifelong.recipe import build_adapter, build_run, find_recipe, read_recipe
 
@@ -128,11 +129,12 @@ def test_shipped_recipes_are_readable(path: Path) -> None:
         return
     if path.with_suffix(".py").is_file():
         return  # the arguments of a script of that name, whose own tests read them
-    content = read_recipe(path)
-    assert build_adapter(content["adapter"]).r == 16
-    for task in content["tasks"]:
-        if path.stem.startswith("quickstart"):
-            assert (path.parent / task["train"]).is_file()
+    contents = [arm.recipe for arm in read_plan(path).arms] if path.stem == "compare" else [read_recipe(path)]
+    for content in contents:
+        assert build_adapter(content["adapter"]).r == 16
+        for task in content["tasks"]:
+            if path.stem.startswith(("quickstart", "compare")):
+                assert (path.parent / task["train"]).is_file()
 
 
 def test_the_number_of_processes_is_read_from_the_launcher(tmp_path: Path) -> None:

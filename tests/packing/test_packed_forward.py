@@ -33,7 +33,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_lifealign.lifelong.scoring import score_pairs
 from hf_lifealign.packing import EncodedPair, why_not_packed
-from hf_lifealign.packing.forward import PackedPathError, add_pair_packing, read_pairs
+from hf_lifealign.packing.forward import PackedPathError, add_pair_packing, compare, read_pairs
 
 FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 SMALL = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 8,
@@ -208,6 +208,34 @@ def test_positions_are_missed_in_bfloat16_too(dtype: torch.dtype) -> None:
     add_pair_packing(model)
     with pytest.raises(PackedPathError, match=str(dtype)):
         run(model, padded(LONG))
+
+
+def test_a_coarse_precision_may_miss_a_token_but_not_many() -> None:
+    plain = torch.linspace(-8, 0, 40)
+    one = plain.clone()
+    one[-1] -= 0.25  # as far as two neighbouring logits of 32 and more are apart
+    compare(tiny_model(), one, plain, torch.bfloat16)
+    with pytest.raises(PackedPathError, match=r"float32"):
+        compare(tiny_model(), one, plain, torch.float32)
+    with pytest.raises(PackedPathError, match=r"bfloat16"):
+        compare(tiny_model(), plain - 0.2, plain, torch.bfloat16)
+    with pytest.raises(PackedPathError):
+        compare(tiny_model(), plain * float("nan"), plain, torch.bfloat16)
+
+
+def test_a_model_is_compared_once_for_each_way_it_computes() -> None:
+    model = tiny_model(vocab_size=60)
+    calls = []
+    model.model.register_forward_hook(lambda *args: calls.append(1))
+    counts = []
+    for _ in range(2):
+        calls.clear()
+        score_pairs(model, PAIRS, 0)
+        counts.append(len(calls))
+    assert counts[0] > counts[1] == 1
+    calls.clear()
+    score_pairs(model.double(), PAIRS, 0)
+    assert len(calls) == counts[0]
 
 
 def test_a_window_that_only_longer_pairs_reach_over_is_found() -> None:
