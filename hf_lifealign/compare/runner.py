@@ -22,8 +22,9 @@ _RESULT = "result.json"
 def run_arms(plan: Plan, data_dir: Path, tell: Callable[[str], None], retry: bool = False) -> list[dict[str, Any]]:
     """Runs what has not been run, one arm after another.
 
-    Each is `lifealign run` on the recipe that is written into its folder. A comparison that was interrupted goes on
-    where it stood. An arm that fails is told and kept as failed, and the others go on.
+    Each is `lifealign run` on the recipe that is written into its folder; what the base says is computed once for all.
+    A comparison that was interrupted goes on where it stood. An arm that fails is told and kept as failed, and the
+    others go on.
 
     Args:
         plan ([`Plan`]): the comparison.
@@ -78,6 +79,8 @@ def _run(arm: Arm, folder: Path, data_dir: Path) -> dict[str, Any]:
     write_text(folder / "recipe.yaml", yaml.safe_dump(arm.recipe, sort_keys=False, allow_unicode=True))
     line = [sys.executable, "-m", "hf_lifealign.cli.main", "run", str(folder / "recipe.yaml")]
     line += ["--data-dir", str(data_dir), "--output-dir", str(folder / "run")]
+    # the base is the same in all arms
+    line += ["--set", f"run.reference_dir={folder.parents[2].resolve() / 'reference'}"]
     with open(folder / "run.log", "ab") as log, _ended(subprocess.Popen(line, stdout=log, stderr=log)) as process:
         code = process.wait()
     what = {"order": arm.order, "method": arm.method, "seed": arm.seed}

@@ -10,7 +10,7 @@ from hf_lifealign.hub.remote import check_repo_id
 # The strategies and the general text count by what they hold, which the run adds.
 _WITHOUT_EFFECT = {
     "strategies", "rehearsal", "rehearsal_judges", "rehearsal_priming",
-    "general_text", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
+    "general_text", "reference_dir", "output_dir", "report_to", "disable_tqdm", "continue_from", "push_to_hub",
     "hub_model_id", "hub_token", "hub_private_repo", "push_replay", "push_in_background", "push_timeout", "license",
 }  # fmt: skip
 
@@ -57,6 +57,9 @@ class LifelongConfig:
         general_text (`str`, *optional*, defaults to `"default"`):
             Plain-text file whose perplexity is watched; `"default"` is a small text of the project's own, `"none"`
             watches nothing.
+        reference_dir (`str`, *optional*):
+            Folder for log-probabilities under the untouched base, which runs may share: they are found by the content
+            of the pairs and of the base. By default each run keeps its own.
         checkpoint_steps (`int`, *optional*, defaults to `50`):
             Optimizer steps between the checkpoints from which an interrupted phase goes on.
         report_to (`list[str]`, *optional*):
@@ -102,6 +105,7 @@ class LifelongConfig:
     judge_prompts: int = 16
     max_new_tokens: int = 64
     general_text: str = "default"
+    reference_dir: str | None = None
     checkpoint_steps: int = 50
     report_to: list[str] = field(default_factory=list)
     sample_prompts: list[str] = field(default_factory=list)

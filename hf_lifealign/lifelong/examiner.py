@@ -61,7 +61,9 @@ class Examiner:
                 f"You set metric={run.args.metric!r}. This run measures {measured}. Choose one of them, or add a judge "
                 "of that name."
             )
-        self.store = ReferenceStore(run.directory.references, run.is_main_process)
+        shared = run.args.reference_dir
+        folder = Path(shared).expanduser() if shared else run.directory.references
+        self.store = ReferenceStore(folder, run.is_main_process)
         self._credited: set[str] = set()
         self._encoded: dict[str, tuple[Dataset, list[EncodedPair]]] = {}
 

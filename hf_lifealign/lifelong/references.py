@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 
 from hf_lifealign._files import write_text
 from hf_lifealign.packing import EncodedPair
@@ -28,10 +29,11 @@ class ReferenceStore:
     """Values by the content of their pairs, in a file for each way of computing them.
 
     `FOLDER/<digest>.jsonl` has a line for each pair, with a sum over what it says. Tasks, epochs, replay, evaluation
-    and resumed runs all find their pairs there. A line that is damaged counts as missing.
+    and resumed runs all find their pairs there, and so do other runs that share the folder, at the same time too. A
+    line that is damaged counts as missing.
 
     Args:
-        folder (`Path`): of the run.
+        folder (`Path`): of the run, or one that runs share.
         is_main_process (`bool`): whether this process reads and writes; the others are told.
     """
 
@@ -63,13 +65,21 @@ class ReferenceStore:
         if found is None:
             found = compute()
             if self.is_main_process:
-                # the first value of a pair stays, so that a run that goes on finds what it had
-                table = dict(zip(keys, found, strict=True)) | self._table(file)
-                write_text(file, "".join(_line(key, values) for key, values in table.items()))
-                self._tables[file.name] = table
+                table = self._keep(file, dict(zip(keys, found, strict=True)))
                 found = [table[key] for key in keys]
             found = broadcast_object_list([found])[0]
         return [(float(a), float(b)) for a, b in found]
+
+    def _keep(self, file: Path, values: dict[str, LogPs]) -> dict[str, LogPs]:
+        """Adds values to a file, and gives all that it then holds."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # other runs may share the folder
+        with FileLock(file.parent / ".lock"):
+            # the first value of a pair stays, so that a run that goes on finds what it had
+            table = values | (_read(file) if file.is_file() else {})
+            write_text(file, "".join(_line(key, told) for key, told in table.items()))
+        self._tables[file.name] = table
+        return table
 
     def _table(self, file: Path) -> dict[str, LogPs]:
         if file.name not in self._tables:

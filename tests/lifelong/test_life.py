@@ -100,7 +100,7 @@ def test_replay_and_references(life: tuple[LifelongTrainer, dict[str, Any]]) -> 
         assert row["prompt"] == rows[index]["prompt"]
         assert row["ref_chosen_logps"] < 0
     # three tasks, each with rows to train on and to test; what is computed in the same way lies in the same file
-    lines = [line for file in (root / "reference").iterdir() for line in file.read_text().splitlines()]
+    lines = [line for file in (root / "reference").glob("*.jsonl") for line in file.read_text().splitlines()]
     stream = trainer.stream
     assert len(lines) == sum(len(stream[name].load().train) + len(stream[name].load().test) for name in stream.names)
 

@@ -31,6 +31,14 @@ def test_what_was_computed_once_is_found_by_any_set_of_its_pairs(tmp_path: Path)
     assert compute.calls == 1
 
 
+def test_runs_that_share_a_folder_keep_what_the_others_found(tmp_path: Path) -> None:
+    one, other = ReferenceStore(tmp_path, True), ReferenceStore(tmp_path, True)
+    one.get([A], WORDS, Counted(A))
+    told = other.get([B, B], WORDS, Counted(B, B))
+    one.get([C], WORDS, Counted(C))  # it knows nothing of B
+    assert ReferenceStore(tmp_path, True).get([A, B, C, B], WORDS, Counted())[1] == told[0] == told[1]
+
+
 def test_another_way_of_computing_is_another_value(tmp_path: Path) -> None:
     store, compute = ReferenceStore(tmp_path, True), Counted(A)
     for words in (WORDS, ("base", "bfloat16", "None"), ("other", "float32", "None"), (*WORDS, "0.5")):
@@ -54,7 +62,7 @@ def test_what_is_damaged_is_computed_again_and_that_is_said(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ReferenceStore(tmp_path, True).get([A, B], WORDS, Counted(A, B))
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.jsonl")
     whole = file.read_bytes()
     first, second = whole.splitlines()
     file.write_bytes(
