@@ -1,0 +1,240 @@
+"""Weighed memory: each task's update is learnt from the base, and the memory is their sum, weighed by what it keeps.
+
+Ours, in LifeAlign's terms (arXiv 2509.17183): the short-term memory of a task is its update of the base, the long-term
+memory a sum of all of them, as in task arithmetic (arXiv 2212.04089). What a later task destroys is not looked for in
+the span of earlier updates: the weights are those under which a few kept pairs of every task are preferred.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft.tuners.lora import LoraLayer
+
+from hf_lifealign._files import read_json, write_json
+from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
+from hf_lifealign.strategies.memory import MemoryStrategy, _bare
+from hf_lifealign.strategies.tensors import Tensors, copied, put_back, read_tensors, trainable_parameters, write_tensors
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
+
+    from hf_lifealign.slmc.lowrank import Factors
+    from hf_lifealign.stream import TaskStream
+
+Array = NDArray[np.float64]
+
+
+def memory_weights(margins: Sequence[Array], sharpness: float = 1.0) -> Array:
+    r"""Weights of updates under which kept pairs are preferred, if margins add up as the updates do.
+
+    Minimises ``mean_j mean_{p in j} log(1 + exp(-sharpness (M_j c)_p / s))`` over ``c >= 0``, with ``s`` the standard
+    deviation of the margins in the mean over tasks: a logistic regression without bias, convex, with one variable for
+    each update. Only the direction is used: the weights are scaled to a sum of 1.
+
+    Args:
+        margins (`Sequence[numpy.ndarray]` of shape `(pairs, updates)`): for each task, the margins of its kept pairs
+            under each update alone, in nats.
+        sharpness (`float`): how much a pair that is nearly preferred counts, above 0.
+
+    Returns:
+        `numpy.ndarray` of shape `(updates,)`, not negative, with sum 1; all the same where no pair tells anything.
+    """
+    from scipy.optimize import minimize
+
+    updates = margins[0].shape[1]
+    even = np.full(updates, 1 / updates)
+    scale = float(np.mean([each.std() for each in margins]))
+    if updates == 1 or not scale > 0:
+        return even
+    scaled = [sharpness * each / scale for each in margins]
+
+    def loss(c: Array) -> tuple[float, Array]:
+        value, slope = 0.0, np.zeros(updates)
+        for each in scaled:
+            z = each @ c
+            value += float(np.logaddexp(0, -z).mean()) / len(scaled)
+            slope -= each.T @ (1 / (1 + np.exp(np.clip(z, -500, 500)))) / len(z) / len(scaled)
+        # far out the loss is flat: what only grows the weights is not followed for ever
+        return value + 1e-4 * float(c @ c), slope + 2e-4 * c
+
+    found = minimize(loss, even, jac=True, bounds=[(0, None)] * updates, method="L-BFGS-B")
+    total = float(found.x.sum())
+    return np.asarray(found.x / total) if total > 0 else even
+
+
+def weighed_sum(parts: Sequence["Factors"], weights: Sequence[float], rank: int) -> tuple["Factors", float]:
+    """The nearest product of a rank to a weighed sum of products, without forming the matrices.
+
+    Args:
+        parts (`Sequence[Factors]`): left `(m, r_i)` and right `(r_i, n)` each.
+        weights (`Sequence[float]`): one for each.
+        rank (`int`): of the result, at least 1.
+
+    Returns:
+        `(factors, share)`: left `(m, rank)` and right `(rank, n)` with the singular values shared evenly, and the share
+        of the sum's squared Frobenius norm that the rank leaves out. Directions that are not needed are zero on both
+        sides.
+    """
+    from hf_lifealign.slmc.lowrank import Factors, balanced, exact_svd, stack
+
+    whole = stack(
+        [Factors(weight * part.left.double(), part.right.double()) for part, weight in zip(parts, weights, strict=True)]
+    )
+    svd = exact_svd(whole)
+    energy = float((svd.S**2).sum())
+    kept = balanced(svd, rank)
+    lost = float((svd.S[rank:] ** 2).sum()) / energy if energy > 0 else 0.0
+    missing = rank - kept.left.shape[1]
+    if missing > 0:
+        kept = Factors(torch.nn.functional.pad(kept.left, (0, missing)),
+                       torch.nn.functional.pad(kept.right, (0, 0, 0, missing)))  # fmt: skip
+    return kept, lost
+
+
+class WeighedMemoryStrategy(MemoryStrategy):
+    """Learns each task from the base, and keeps a weighed sum of the tasks' updates.
+
+    After a task its update is added to those of earlier tasks. The margins of a few kept pairs of every task under each
+    update alone say which weights keep all of them preferred ([`memory_weights`]); the sum under these weights, cut to
+    the adapter's rank, is what is evaluated and published. All weights are found anew after each task, so that the
+    order of the tasks makes no difference but for what was known by then. Nothing is replayed: beside its own steps a
+    task costs forward passes on kept pairs.
+
+    Args:
+        fraction (`float`, *optional*, defaults to `0.2`): share of a task's rows that is kept.
+        capacity (`int`, *optional*): most pairs that are looked at in all; tasks share it evenly.
+        sharpness (`float`, *optional*, defaults to `1.0`): see [`memory_weights`].
+        scale (`float`, *optional*, defaults to `1.0`): sum of the weights, above 0. At 1 the memory is a mean of the
+            updates; larger values make margins larger, and bend what adds up only for small updates.
+    """
+
+    name = "weighed_memory"
+
+    def __init__(self, fraction: float = 0.2, capacity: int | None = None, sharpness: float = 1.0, scale: float = 1.0):
+        super().__init__(fraction, capacity, batch_size=1)
+        for option, value in (("sharpness", sharpness), ("scale", scale)):
+            if not value > 0:
+                raise ValueError(f"You set {option}={value} of the strategy {self.name!r}. It has to be above 0.")
+        self.sharpness, self.scale = float(sharpness), float(scale)
+        self._told: dict[str, Any] = {}
+
+    # Files: the adapter as it was made, each task's update, and its kept pairs with their margins under each update
+
+    def _update(self, run: Run, task: str) -> Path:
+        return run.strategy_file(self, f"{run.label(task)}.safetensors")
+
+    def _initial(self, run: Run) -> Path:
+        return run.strategy_file(self, "initial.safetensors")
+
+    def state_files(self, run: Run) -> list[Path]:
+        updates = [file for task in run.lived if (file := self._update(run, task)).is_file()]
+        return [self._initial(run), *updates, *super().state_files(run)]
+
+    def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
+        config = run.model.peft_config["default"]
+        if str(config.peft_type.value) != "LORA" or config.use_dora or config.bias != "none" or config.modules_to_save:
+            raise ValueError(
+                "You set the strategy 'weighed_memory' with an adapter that is more than the product of LoRA's two "
+                "factors. Use a LoraConfig (adapter type 'lora') without DoRA, bias and modules_to_save."
+            )
+        file = self._initial(run)
+        if not run.agreed(file.is_file()):
+            lost = [task for task in run.lived if task not in stream.names or run.is_done(task)]
+            if lost:
+                raise ValueError(
+                    f"The life that goes on with {stream.names} was not lived with the strategy 'weighed_memory': what "
+                    f"{lost} changed in the base is not known apart. Begin a new life, or leave the strategy out."
+                )
+            if run.is_main_process:
+                write_tensors(file, trainable_parameters(run.model))
+        return super().prepare_stream(run, stream)
+
+    # A task
+
+    def prepare_phase(self, run: Run, phase: Phase) -> None:
+        if run.phases(phase.index)[0] == phase:
+            put_back(run.model, read_tensors(self._initial(run)))
+
+    def training_rows(self, run: Run, phase: Phase, rows: "Dataset") -> "Dataset":
+        self._run, self._memory = run, {}
+        return rows
+
+    def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
+        super().after_phase(run, phase, trainer)
+        self._told = {}
+        if phase.name != PREFERENCE:
+            return
+        finished = run.lived[: run.lived.index(phase.task) + 1]
+        own = copied(trainable_parameters(run.model))
+        kept = self._measured(run, finished, own)
+        known = [task for task in finished if task in kept]
+        margins = [np.array([kept[task][by] for by in known], dtype=np.float64).T for task in known]
+        weights = self.scale * memory_weights(margins, self.sharpness)
+        updates = {t: own if t == phase.task else read_tensors(self._update(run, t)) for t in known}
+        lost = self._put_sum(run.model, updates, dict(zip(known, weights, strict=True)))
+        if run.is_main_process:
+            write_tensors(self._update(run, phase.task), own)
+        self._told = {
+            "weights": {task: round(float(weight), 6) for task, weight in zip(known, weights, strict=True)},
+            "left_out_by_rank": lost,
+        }
+
+    def after_task(self, run: Run, task: str) -> None:
+        """The sample was kept with its margins, when the task's phase ended."""
+
+    def record(self, run: Run, phase: Phase) -> dict[str, Any]:
+        return {"weighed_memory": self._told} if phase.name == PREFERENCE else {}
+
+    def _measured(self, run: Run, finished: list[str], own: Tensors) -> dict[str, dict[str, list[float]]]:
+        """Margins of each task's kept pairs by task and by update, the new ones among them; writes them down."""
+        new = finished[-1]
+        found = {}
+        for task in finished:
+            content = self._sample(run, task) if task == new else read_json(self._file(run, task))
+            if "rows" not in content:
+                continue  # published without its rows, and not at hand: the run has said so
+            rows = self._shared(content["rows"], len(finished))
+            # a life that goes on elsewhere may have its rows from the stream, and no margins of them
+            margins = {} if task == new else dict(content.get("margins") or {})
+            for by in finished:
+                if by == new or by not in margins:
+                    put_back(run.model, own if by == new else read_tensors(self._update(run, by)))
+                    margins[by] = self._margins(run, task, rows)
+            put_back(run.model, own)
+            if run.is_main_process:
+                write_json(self._file(run, task), content | {"margins": margins})
+            found[task] = {by: values[: len(rows)] for by, values in margins.items()}
+        return found
+
+    def _shared(self, rows: list[Any], tasks: int) -> list[Any]:
+        return rows if self.capacity is None else rows[: max(1, self.capacity // tasks)]
+
+    def _margins(self, run: Run, task: str, rows: list[dict[str, Any]]) -> list[float]:
+        from hf_lifealign.lifelong.evaluation import pair_margins
+        from hf_lifealign.lifelong.scoring import score_pairs
+
+        pairs, reference = run.reference_pairs(_bare(rows), f"{task}-{self.name}")
+        pad = int(run.processing_class.pad_token_id or 0)
+        return pair_margins(score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing), reference)
+
+    def _put_sum(self, model: Any, updates: Mapping[str, Tensors], weights: Mapping[str, float]) -> float:
+        """Writes the weighed sum into the adapter; returns the largest share of a module that the rank leaves out."""
+        from hf_lifealign.slmc.lowrank import Factors
+
+        most, names = 0.0, list(updates)
+        content: dict[str, torch.Tensor] = {}
+        for prefix, layer in model.named_modules():
+            if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
+                continue
+            a, b = f"{prefix}.lora_A.default.weight", f"{prefix}.lora_B.default.weight"
+            parts = [Factors(updates[name][b].cpu(), updates[name][a].cpu()) for name in names]
+            summed, lost = weighed_sum(parts, [float(weights[name]) for name in names], layer.r["default"])
+            content |= {a: summed.right, b: summed.left}
+            most = max(most, lost)
+        put_back(model, content)
+        return most
