@@ -118,6 +118,20 @@ def test_numbers_written_as_people_write_them(recipe: Path) -> None:
     assert build_adapter({"type": "slmc", "denoising_threshold": "8e-1"}).denoising_threshold == 0.8
 
 
+def test_a_strategy_alone_brings_the_adapter_that_it_can_work_with(recipe: Path) -> None:
+    """`strategy: ewc` is all that a recipe has to say."""
+    content = read_recipe(recipe) | {"strategy": "ewc"}
+    content["adapter"] = {"r": 2, "target_modules": ["q_proj"]}
+    assert build_run(content, recipe.parent).peft_config.peft_type == "LORA"
+    del content["adapter"]
+    assert build_run(content, recipe.parent).peft_config.peft_type == "LORA"
+    assert build_run(content | {"strategy": "consolidation"}, recipe.parent).peft_config.peft_type == "SLMC"
+    del content["strategy"]
+    assert build_run(content, recipe.parent).peft_config.peft_type == "SLMC"
+    with pytest.raises(ValueError, match="No installed package offers it"):
+        build_run(content | {"strategy": "ewx"}, recipe.parent)
+
+
 # A constitution is data of its own.
 RECIPES = [path for path in sorted((ROOT / "recipes").rglob("*.yaml")) if "self_align" not in path.parts]
 

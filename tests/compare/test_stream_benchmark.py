@@ -1,0 +1,66 @@
+"""benchmarks/stream on a tiny model: cut, sweep, choice, final runs, and what a second call leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.tiny import preference_rows, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ("truthful", "safe", "harmless", "helpful")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for number, task in enumerate(TASKS):
+        sides = ("yes", "no") if number % 2 else ("no", "yes")
+        write_jsonl(folder / task / "train.jsonl", preference_rows(20, *sides, start=100 * number))
+        # the last one stands in the training rows too
+        write_jsonl(folder / task / "test.jsonl", preference_rows(4, *sides, start=100 * number + 17))
+    return folder
+
+
+def call(tiny_dir: str, data: Path, out: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "benchmarks/stream/run.py", str(data), "--output", str(out), "--model", tiny_dir,
+            "--tokens", "80", "--train", "8", "--validation", "4", "--test", "6", "--max-steps", "1"]  # fmt: skip
+    return subprocess.run([*line, *flags], capture_output=True, text=True, cwd=ROOT, timeout=280, env=os.environ)
+
+
+def test_rows_are_cut_into_parts_that_share_nothing(tiny_dir: str, data: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "benchmarks/stream/prepare.py", str(data), str(tmp_path), "--model", tiny_dir, "--tokens",
+            "80", "--train", "8", "--validation", "4", "--test", "6"]  # fmt: skip
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    for task in TASKS:
+        prompts = {}
+        for part in ("train", "validation", "test"):
+            rows = [json.loads(each) for each in (tmp_path / task / f"{part}.jsonl").read_text().splitlines()]
+            prompts[part] = {json.dumps(row["prompt"]) for row in rows}
+        assert [len(prompts[part]) for part in prompts] == [8, 4, 6]
+        assert len(set().union(*prompts.values())) == 18
+    short = subprocess.run([*line, "--tokens", "3"], capture_output=True, text=True, cwd=ROOT, env=os.environ)
+    assert "Raise --tokens" in short.stderr
+
+
+@pytest.mark.slow
+def test_rates_are_chosen_on_validation_rows_and_the_test_is_looked_at_once(
+    tiny_dir: str, data: Path, tmp_path: Path
+) -> None:
+    flags = ("--methods", "sequential", "replay", "--stage", "sweep", "final", "--seeds", "0")
+    done = call(tiny_dir, data, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    chosen = json.loads((tmp_path / "chosen.json").read_text())
+    assert set(chosen["chosen"]) == {"sequential", "replay"}
+    for method, rate in chosen["chosen"].items():
+        found = chosen["last_on_validation"][method]
+        assert len(found) == 3
+        assert found[str(rate)] == max(found.values())
+    final = json.loads((tmp_path / "final" / "comparison.json").read_text())["orders"]["first"]
+    assert final["pairs"] == [6] * 4
+    assert set(final["methods"]) == {"sequential", "replay"}
+    again = call(tiny_dir, data, tmp_path, *flags)
+    assert "[1/" not in again.stdout
