@@ -85,7 +85,8 @@ def read_plan(path: str | Path, overrides: Sequence[str] = (), output_dir: str |
     methods = content["methods"]
     if not isinstance(methods, dict) or not methods:
         raise ValueError("You set methods to something that names none. Give a mapping: name: {strategy: ...}.")
-    given = [task["name"] for task in base["tasks"]]
+    # what self-align has made names itself, and keeps its place
+    given = [str(task.get("name") or task.get("self_align")) for task in base["tasks"]]
     orders = content.get("orders") or {"given": given}
     seeds = content.get("seeds") or [(base.get("run") or {}).get("seed", 42)]
     against = content.get("against") or next(iter(methods))
@@ -113,6 +114,8 @@ def _recipe(base: dict[str, Any], over: dict[str, Any], order: list[str], seed: 
     if "strategy" in over or "strategies" in over:
         base = {key: value for key, value in base.items() if key not in ("strategy", "strategies")}
     recipe = overlaid(base, over)
-    recipe["tasks"] = sorted(recipe["tasks"], key=lambda task: order.index(task["name"]))
+    recipe["tasks"] = sorted(
+        recipe["tasks"], key=lambda task: order.index(str(task.get("name") or task.get("self_align")))
+    )
     recipe["run"] = (recipe.get("run") or {}) | {"seed": seed}
     return recipe

@@ -61,7 +61,7 @@ class MemoryStrategy(ReplayStrategy):
         self._trainer, self._count = trainer, 0
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
-        return {"replay_rows": sum(map(len, self._memory.values()))}
+        return {"memory_pairs": sum(map(len, self._memory.values()))} if phase.name == PREFERENCE else {}
 
     def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
         self._trainer = None
