@@ -40,7 +40,8 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
     figure = new_figure(_LEFT + len(shown) * (_PANEL + _SPACE), height)
     page = canvas(figure)
     page.text(0.2, 0.32, "What each method keeps", fontsize=12, color=INK, va="center", weight="bold")
-    page.text(0.2, 0.56, "Preference accuracy, mean over seeds; lines: 95 % intervals over pairs and seeds",
+    page.text(0.2, 0.56, "Preference accuracy, mean over seeds; lines: 95 % intervals over pairs and seeds; dotted: "
+              + shorten(against),
               fontsize=8, color=GREY, va="center")  # fmt: skip
     for k, name in enumerate(shown):
         ax = axes_at(figure, _LEFT + k * (_PANEL + _SPACE), _HEAD, _PANEL, height - _HEAD - _FOOT)
