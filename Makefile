@@ -39,6 +39,7 @@ bench: $(VENV)/.model
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/fpo_step.py
 	$(BIN)/python benchmarks/pair_throughput.py
+	$(BIN)/python benchmarks/life_overhead.py --set "strategies=[consolidation]"
 	$(BIN)/python benchmarks/consolidation.py
 	$(BIN)/python benchmarks/push.py
 	$(BIN)/python benchmarks/near_duplicates.py

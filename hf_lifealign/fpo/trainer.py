@@ -19,6 +19,7 @@ from transformers import (
 from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from hf_lifealign._modes import require_differentiable
 from hf_lifealign.fpo.card import AdapterCardMixin
 from hf_lifealign.fpo.config import FPOConfig
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
@@ -82,7 +83,8 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
 
     Pairs are laid in packed rows where that is known to give the same log-probabilities (`pair_packing` of
     [`FPOConfig`]; `is_packed` says whether it does). Batches, the pairs of a step and what is logged stay
-    DPOTrainer's.
+    DPOTrainer's. 4-bit weights (QLoRA) are kept in the layout in which they can be trained, also on CPUs on which
+    bitsandbytes has another one for inference.
 
     Example:
 
@@ -104,7 +106,8 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
 
     Raises:
         TypeError: if `args` is not an [`FPOConfig`].
-        ValueError: if the reference that was asked for cannot be had with this model, adapter or `ref_model`.
+        ValueError: if the reference that was asked for cannot be had with this model, adapter or `ref_model`; or if
+            4-bit weights of the model have been laid out for inference.
         PackedPathError: on the first batch, if the model does not keep to the mask or the positions of packed rows.
     """
 
@@ -180,6 +183,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
             peft_config=peft_config,
         )
         self._use_base_reference()
+        require_differentiable(self.model)
         self._add_packing()
         # "sigmoid" goes first, so that the first product with beta is the margin. Its own term is DPO's, which the
         # focal term replaces; gamma = 0 leaves DPO as it is.
@@ -197,6 +201,7 @@ class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer)
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names or ()):
             return dataset
+        require_differentiable(self.model)
         self._add_packing()
         if self.reference == "base" and self._own_reference and is_peft_model(self.model):
             # DPOTrainer's constructor calls this while its copy of the adapter is there.

@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import apply_chat_template
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.scoring import EncodedPair, score_pairs
 
@@ -102,23 +103,22 @@ def generate_answers(
         kwargs = row.get("chat_template_kwargs") or {}
         example = {"prompt": row["prompt"]}
         texts.append(apply_chat_template(example, tokenizer, tools=tools, **kwargs)["prompt"])
-    was_training, side = model.training, tokenizer.padding_side
-    model.eval()
-    tokenizer.padding_side = "left"
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
     answers: list[str] = []
     try:
-        for i in range(0, len(texts), batch_size):
-            batch = tokenizer(texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=standard)
-            batch = batch.to(next(model.parameters()).device)
-            batch.pop("token_type_ids", None)
-            out = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-            new = out[:, batch["input_ids"].shape[1] :]
-            answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        with evaluating(model):
+            for i in range(0, len(texts), batch_size):
+                batch = tokenizer(
+                    texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=standard
+                ).to(next(model.parameters()).device)
+                batch.pop("token_type_ids", None)
+                out = model.generate(
+                    **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+                )
+                new = out[:, batch["input_ids"].shape[1] :]
+                answers += [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     finally:
         tokenizer.padding_side = side
-        model.train(was_training)
     return answers
 
 

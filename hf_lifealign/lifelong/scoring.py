@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 
+from hf_lifealign._modes import evaluating
 from hf_lifealign.packing import EncodedPair, why_not_packed
 from hf_lifealign.packing.forward import PairScorer, packed_head
 
@@ -164,19 +165,14 @@ def score_pairs(
     order = sorted(range(len(pairs)), key=lambda i: (max(len(pairs[i].chosen), len(pairs[i].rejected)), i))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     state = PartialState()
-    was_training = model.training
-    model.eval()
     scored: list[tuple[int, float, float]] = []
-    try:
-        with _token_scorer(model, pad_token_id, pair_packing) as score:
-            for batch in batches[state.process_index :: state.num_processes]:
-                for i, (chosen, rejected) in zip(batch, score([pairs[i] for i in batch]), strict=True):
-                    a, b = sequence_log_probs(chosen, rejected, ld_alpha)
-                    scored.append((i, a.item(), b.item()))
-                if progress is not None:
-                    progress(len(batch) * state.num_processes)
-    finally:
-        model.train(was_training)
+    with evaluating(model), _token_scorer(model, pad_token_id, pair_packing) as score:
+        for batch in batches[state.process_index :: state.num_processes]:
+            for i, (chosen, rejected) in zip(batch, score([pairs[i] for i in batch]), strict=True):
+                a, b = sequence_log_probs(chosen, rejected, ld_alpha)
+                scored.append((i, a.item(), b.item()))
+            if progress is not None:
+                progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
         scored = gather_object(scored)
     return [(a, b) for _, a, b in sorted(scored)]
@@ -215,15 +211,11 @@ def text_perplexity(
     windows = [part for part in windows if len(part) > 1]
     if not windows:
         raise ValueError("The general text has fewer than two tokens. Name a longer plain-text file in general_text.")
-    was_training = model.training
-    model.eval()
     total, count = 0.0, 0
-    try:
+    with evaluating(model):
         for i in range(0, len(windows), batch_size):
             batch = [(part, 1) for part in windows[i : i + batch_size]]
             for logps in _completion_logps(model, batch, pad=0):
                 total -= logps.double().sum().item()
                 count += len(logps)
-    finally:
-        model.train(was_training)
     return math.exp(total / count)

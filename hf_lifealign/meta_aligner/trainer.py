@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from trl import RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head, get_config_model_id, pad
 
-from hf_lifealign._modes import evaluating
+from hf_lifealign._modes import evaluating, require_differentiable
 from hf_lifealign.fpo.reference import drop_reference_adapter
 from hf_lifealign.meta_aligner.buffers import Answer, Buffer
 from hf_lifealign.meta_aligner.config import POLICY_ENCODER, MetaAlignerConfig
@@ -160,6 +160,7 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
             peft_config=peft_config,
         )
         self._refuse_what_cannot_work()
+        require_differentiable(self.model)
         # RLOOTrainer's frozen copy of a PeftModel's adapter serves a KL term that this method does not have
         drop_reference_adapter(self.model)
         # the likelihood of the method is that of the policy, whatever the temperature answers are drawn with
