@@ -23,7 +23,7 @@ import yaml
 from prepare import PARTS, TASKS, add_sizes, prepare
 
 from hf_lifealign.compare.document import write_comparison
-from hf_lifealign.compare.figures import compared
+from hf_lifealign.compare.figures import METRICS, matrix_of, summarise
 from hf_lifealign.compare.plan import Plan, read_plan
 from hf_lifealign.compare.runner import DONE, run_arms
 
@@ -90,10 +90,8 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], names: list[str]
     found: dict[str, dict[float, float]] = {name: {} for name in names}
     for result in live(plan, options.output):
         if result["status"] == DONE:
-            last = compared({"": {0: result["margins"]}}, "", replicates=1)[""]["figures"]["last_performance"]
-            assert last is not None
             name, rate = labels[result["method"]]
-            found[name][rate] = last.value
+            found[name][rate] = float(summarise(matrix_of(result["margins"]))[METRICS.index("last_performance")])
     chosen = {name: max(rates, key=rates.__getitem__) for name, rates in found.items() if rates}
     kept = options.output / "chosen.json"
     kept.write_text(json.dumps({"last_on_validation": found, "chosen": chosen}, indent=1) + "\n", encoding="utf-8")

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from hf_lifealign._files import write_json, write_text
-from hf_lifealign.compare.figures import METRICS, Figure, compared, summarise
+from hf_lifealign.compare.figures import METRICS, TITLES, Figure, compared, matrix_of, summarise
 from hf_lifealign.compare.plan import Plan
 from hf_lifealign.compare.runner import DONE, FAILED
 
-TITLES = dict(zip(METRICS, ("BWT", "Forgetting", "Last", "AP"), strict=True))
 Compared = dict[str, dict[str, dict[str, Figure | None]]]
 
 
@@ -79,14 +78,6 @@ def _entry(method: str, figures: Mapping[str, Compared], done: Sequence[Mapping[
             part: float(np.median([result["seconds"][part] for result in own])) for part in ("training", "evaluation")
         },
     }
-
-
-def matrix_of(margins: Sequence[Sequence[Sequence[float]]]) -> np.ndarray[Any, Any]:
-    """Preference accuracies of one run, of shape `(tasks, tasks)`, zero above the diagonal."""
-    from hf_lifealign.compare.figures import resampled
-
-    ones = [np.ones((1, len(cell))) for cell in margins[-1]]
-    return resampled([[[np.asarray(cell) for cell in row] for row in margins]], ones)[0, 0]
 
 
 def comparison_text(content: Mapping[str, Any], methods: Sequence[str]) -> str:

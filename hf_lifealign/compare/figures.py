@@ -11,6 +11,7 @@ Array = NDArray[np.float64]
 Margins = Sequence[Sequence[Array]]
 
 METRICS = ("bwt", "forgetting", "last_performance", "average_performance")
+TITLES = dict(zip(METRICS, ("BWT", "Forgetting", "Last", "AP"), strict=True))
 REPLICATES, LEVEL = 2000, 0.95
 
 
@@ -79,6 +80,11 @@ def resampled(runs: Sequence[Margins], draws: Sequence[Array], accuracy: bool = 
                 values = wins(np.asarray(margins)) if accuracy else np.asarray(margins, dtype=np.float64)
                 found[:, r, i, j] = draws[j] @ values / draws[j].sum(axis=1)
     return found
+
+
+def matrix_of(margins: Margins) -> Array:
+    """Preference accuracies of one run, of shape `(tasks, tasks)`, zero above the diagonal."""
+    return np.asarray(resampled([margins], [np.ones((1, len(cell))) for cell in margins[-1]])[0, 0])
 
 
 def drawn(counts: Sequence[int], replicates: int, seed: int) -> list[Array]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_lifealign.compare.figures import METRICS, Figure
+from hf_lifealign.compare.figures import TITLES, Figure
 from hf_lifealign.report.drawing import (
     COLOURS,
     FAINT,
@@ -21,7 +21,7 @@ from hf_lifealign.report.drawing import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-_TITLES = {"bwt": "BWT", "last_performance": "Last", "average_performance": "AP"}
+_SHOWN = ("bwt", "last_performance", "average_performance")
 _LEFT, _HEAD, _ROW, _PANEL, _SPACE, _FOOT = 1.75, 0.95, 0.27, 2.5, 0.3, 0.5
 Found = Mapping[str, Mapping[str, Mapping[str, Figure | None]]]
 
@@ -33,17 +33,16 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         orders (`dict`): by order, what [`~hf_lifealign.compare.figures.compared`] gives.
         against (`str`): the method that gets the dotted line.
     """
-    shown = [name for name in METRICS if name in _TITLES]
     methods = list(dict.fromkeys(method for found in orders.values() for method in found))
     rows = len(methods)
     height = _HEAD + rows * _ROW * max(1, len(orders)) ** 0.5 + _FOOT
-    figure = new_figure(_LEFT + len(shown) * (_PANEL + _SPACE), height)
+    figure = new_figure(_LEFT + len(_SHOWN) * (_PANEL + _SPACE), height)
     page = canvas(figure)
     page.text(0.2, 0.32, "What each method keeps", fontsize=12, color=INK, va="center", weight="bold")
     page.text(0.2, 0.56, "Preference accuracy, mean over seeds; lines: 95 % intervals over pairs and seeds; dotted: "
               + shorten(against),
               fontsize=8, color=GREY, va="center")  # fmt: skip
-    for k, name in enumerate(shown):
+    for k, name in enumerate(_SHOWN):
         ax = axes_at(figure, _LEFT + k * (_PANEL + _SPACE), _HEAD, _PANEL, height - _HEAD - _FOOT)
         for o, (order, found) in enumerate(orders.items()):
             shift = 0.0 if len(orders) == 1 else 0.5 * (o / (len(orders) - 1) - 0.5)
@@ -62,7 +61,7 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         ax.set_ylim(rows - 0.5, -0.5)
         ax.set_yticks(range(rows), [shorten(m, 22) for m in methods] if k == 0 else [""] * rows)
         ax.tick_params(axis="y", length=0)
-        ax.set_title(_TITLES[name], fontsize=9, color=INK, loc="left")
+        ax.set_title(TITLES[name], fontsize=9, color=INK, loc="left")
         ax.grid(axis="x", color=FAINT, lw=0.5)
         ax.set_axisbelow(True)
     if len(orders) > 1:

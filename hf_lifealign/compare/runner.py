@@ -1,6 +1,8 @@
 """Runs the arms of a comparison, each in a process of its own, and keeps what came of each."""
 
 import contextlib
+import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,12 +10,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from hf_lifealign._files import read_json, write_json, write_text
+from hf_lifealign.compare.figures import METRICS, TITLES, matrix_of, summarise
 from hf_lifealign.compare.plan import Arm, Plan
 from hf_lifealign.lifelong.evaluation import PAIR_MARGINS
 from hf_lifealign.lifelong.layout import RunDirectory
+from hf_lifealign.slmc.memory import MEMORY_DIR
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 DONE, FAILED = "done", "failed"
 _RESULT = "result.json"
@@ -80,8 +90,12 @@ def _run(arm: Arm, folder: Path, data_dir: Path) -> dict[str, Any]:
     line = [sys.executable, "-m", "hf_lifealign.cli.main", "run", str(folder / "recipe.yaml")]
     line += ["--data-dir", str(data_dir), "--output-dir", str(folder / "run")]
     # the base is the same in all arms
-    line += ["--set", f"run.reference_dir={folder.parents[2].resolve() / 'reference'}"]
-    with open(folder / "run.log", "ab") as log, _ended(subprocess.Popen(line, stdout=log, stderr=log)) as process:
+    line += ["--set", f"run.reference_dir={json.dumps(str(folder.parents[2].resolve() / 'reference'))}"]
+    with (
+        _alone(arm, folder) as held,
+        open(folder / "run.log", "ab") as log,
+        _ended(subprocess.Popen(line, stdout=log, stderr=log, pass_fds=held)) as process,
+    ):
         code = process.wait()
     what = {"order": arm.order, "method": arm.method, "seed": arm.seed}
     if code == 0:
@@ -91,11 +105,35 @@ def _run(arm: Arm, folder: Path, data_dir: Path) -> dict[str, Any]:
         words = next((each for each in reversed(told) if each.strip()), "")
         if code in (130, -2):
             raise KeyboardInterrupt
-        if code < 0:
+        if code == -signal.SIGKILL:
+            words = "killed by the system, as it does when memory runs out (signal 9)"
+        elif code < 0:
             raise OSError(f"The run {arm.name} was ended by signal {-code}. Give the same command again to go on.")
         result = what | {"status": FAILED, "error": words.removeprefix("lifealign: error: ")}
     write_json(folder / _RESULT, result)
     return result
+
+
+@contextlib.contextmanager
+def _alone(arm: Arm, folder: Path) -> Iterator[tuple[int, ...]]:
+    """What a run is given to hold as long as it lives, so that no other one begins in its folder: a comparison that is
+    killed leaves its run behind.
+
+    Raises:
+        ValueError: if another one holds it.
+    """
+    if fcntl is None:  # Windows has no locks that are handed on
+        yield ()
+        return
+    with open(folder / "run.lock", "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"A run of {arm.name} still goes on in {folder}, left by a comparison that was killed or begun by "
+                "another one. Wait for its end, or end it, and give the same command again."
+            ) from None
+        yield (file.fileno(),)
 
 
 @contextlib.contextmanager
@@ -140,15 +178,12 @@ def _kept_bytes(root: Path, adapter: Path) -> int:
     state = read_json(root / "state.json")
     folders = [root / strategy["name"] for strategy in state["settings"]["strategies"]]
     files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
-    files += [file for file in adapter.glob("*.safetensors") if file.name != "adapter_model.safetensors"]
+    files += sorted((adapter / MEMORY_DIR).glob("*.safetensors"))
     return sum(file.stat().st_size for file in files)
 
 
 def _told(result: dict[str, Any]) -> str:
     if result["status"] == FAILED:
         return f"failed ({result['error']})"
-    from hf_lifealign.compare.figures import METRICS, compared
-
-    figures = compared({"": {0: result["margins"]}}, "", replicates=1)[""]["figures"]
-    short = dict(zip(METRICS, ("BWT", "forgetting", "Last", "AP"), strict=True))
-    return ", ".join(f"{short[name]} {figure.value:.3f}" for name, figure in figures.items() if figure is not None)
+    figures = zip(METRICS, summarise(matrix_of(result["margins"])), strict=True)
+    return ", ".join(f"{TITLES[name]} {value:.3f}" for name, value in figures if not np.isnan(value))

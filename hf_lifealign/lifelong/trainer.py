@@ -36,7 +36,14 @@ from hf_lifealign.lifelong.guards import refuse_sharded_training, refuse_unfit_s
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
-from hf_lifealign.lifelong.phases import build_trainer, phase_arguments, phase_logs, resumable_checkpoint, trainer_of
+from hf_lifealign.lifelong.phases import (
+    REFERENCE_COLUMNS,
+    build_trainer,
+    phase_arguments,
+    phase_logs,
+    resumable_checkpoint,
+    trainer_of,
+)
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
@@ -215,7 +222,8 @@ class LifelongTrainer:
         self, rows: list[dict[str, Any]], key: str
     ) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Preference rows as the preference phase cuts them, and their log-probabilities under the untouched base."""
-        return self.examiner.reference_pairs(Dataset.from_list(rows), key)
+        bare = [{name: value for name, value in row.items() if name not in REFERENCE_COLUMNS} for row in rows]
+        return self.examiner.reference_pairs(Dataset.from_list(bare), key)
 
     @property
     def pair_packing(self) -> str:

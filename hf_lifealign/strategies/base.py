@@ -107,7 +107,8 @@ class Run(Protocol):
         self, rows: list[dict[str, Any]], key: str
     ) -> "tuple[list[EncodedPair], list[tuple[float, float]]]":
         """Preference rows as the preference phase cuts them, and the log-probabilities of chosen and rejected under the
-        untouched base, in nats, kept under the name `key`. Every process has to call it."""
+        untouched base, in nats, kept under the name `key`. Every process has to call it. What rows carry of the
+        trainer's own references is not looked at: those may be computed otherwise."""
         ...
 
     def rows_with_reference(self, rows: "Dataset", key: str) -> "Dataset":

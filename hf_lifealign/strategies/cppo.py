@@ -67,9 +67,7 @@ class CPPOStrategy(Strategy):
         """Of each of the task's pairs: alpha, beta, and the reward margin under the policy as it stands."""
         from hf_lifealign.lifelong.scoring import score_pairs
 
-        rows = run.training_rows(task)
-        names = [name for name in rows.column_names if not name.startswith("ref_")]
-        pairs, reference = run.reference_pairs(list(rows.select_columns(names)), f"{task}-cppo")
+        pairs, reference = run.reference_pairs(list(run.training_rows(task)), f"{task}-cppo")
         pad = int(run.processing_class.pad_token_id or 0)
         scored = score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing)
         whole = [i for i, pair in enumerate(pairs) if not pair.is_empty]

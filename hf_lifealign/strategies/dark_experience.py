@@ -6,7 +6,7 @@ import torch
 
 from hf_lifealign._files import write_json
 from hf_lifealign.strategies.base import Run
-from hf_lifealign.strategies.memory import MemoryStrategy, _bare
+from hf_lifealign.strategies.memory import MemoryStrategy
 
 
 def distillation_loss(
@@ -49,7 +49,7 @@ class DarkExperienceStrategy(MemoryStrategy):
         from hf_lifealign.lifelong.scoring import score_pairs
 
         content = self._sample(run, task)
-        pairs, _ = run.reference_pairs(_bare(content["rows"]), f"{task}-{self.name}")
+        pairs, _ = run.reference_pairs(content["rows"], f"{task}-{self.name}")
         pad = int(run.processing_class.pad_token_id or 0)
         scored = score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing)
         content["log_probs"] = [list(each) for each in scored]

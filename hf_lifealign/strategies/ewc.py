@@ -120,9 +120,7 @@ class EWCStrategy(Strategy):
 
         rows = run.training_rows(task)
         picked = reservoir(len(rows), self.samples, seeded_generator(run.seed, "ewc", task))
-        names = [name for name in rows.column_names if not name.startswith("ref_")]
-        bare = [{name: rows[i][name] for name in names} for i in picked]
-        pairs, reference = run.reference_pairs(bare, f"{task}-ewc")
+        pairs, reference = run.reference_pairs([rows[i] for i in picked], f"{task}-ewc")
         parameters = trainable_parameters(run.model)
         sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
         whole = [(pair, c - r) for pair, (c, r) in zip(pairs, reference, strict=True) if not pair.is_empty]

@@ -70,19 +70,12 @@ class MemoryStrategy(ReplayStrategy):
         """What is kept of each task before a phase; nothing in front of a warm start."""
         if phase.name != PREFERENCE:
             return {}
-        finished = run.lived[: run.lived.index(phase.task)]
-        memory = {}
-        for position, task in enumerate(finished):
-            rows = self._replayable(run, task)
-            if self.capacity is not None:
-                even, rest = divmod(self.capacity, len(finished))
-                rows = rows[: even + (1 if position < rest else 0)]
-            if rows:
-                memory[task] = self._pairs(run, task, rows)
+        kept = self._kept_before(run, phase.task)
+        memory = {task: self._pairs(run, task, rows) for task, rows in kept.items() if rows}
         return {task: pairs for task, pairs in memory.items() if pairs}
 
     def _pairs(self, run: Run, task: str, rows: list[dict[str, Any]]) -> list[MemoryPair]:
-        pairs, reference = run.reference_pairs(_bare(rows), f"{task}-{self.name}")
+        pairs, reference = run.reference_pairs(rows, f"{task}-{self.name}")
         told = read_json(self._file(run, task)).get("log_probs") or [None] * len(rows)
         kept = [
             MemoryPair(pair, chosen - rejected, None if then is None else (float(then[0]), float(then[1])))
@@ -112,8 +105,3 @@ class MemoryStrategy(ReplayStrategy):
         margins = chosen - rejected - chosen.new_tensor([each.reference for each in drawn])
         args = self._run.training_args
         return focal_preference_loss(args.beta * margins, float(getattr(args, "focal_gamma", 0.0)))
-
-
-def _bare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without what the trainer knows about them."""
-    return [{name: value for name, value in row.items() if not name.startswith("ref_")} for row in rows]

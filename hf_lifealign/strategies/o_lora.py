@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback
 
 from hf_lifealign.strategies.base import Phase, Run, Strategy
+from hf_lifealign.strategies.tensors import lora_layers, refuse_more_than_factors
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -65,13 +65,8 @@ class OLoRAStrategy(Strategy):
         self._hooks: list[Any] = []
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
-        config = run.model.peft_config["default"]
-        if str(config.peft_type.value) != "LORA" or config.use_dora or config.bias != "none":
-            raise ValueError(
-                "You set the strategy 'o_lora' with an adapter that is more than the product of LoRA's two factors. "
-                "Use a LoraConfig without DoRA and bias."
-            )
-        ranks = {layer.r["default"] for layer in _layers(run.model)}
+        refuse_more_than_factors(run.model, self.name)
+        ranks = {layer.r["default"] for layer in lora_layers(run.model).values()}
         needed = (self.rank or 1) * len(run.lived)
         if min(ranks) < needed:
             raise ValueError(
@@ -82,9 +77,8 @@ class OLoRAStrategy(Strategy):
 
     def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
         position = run.lived.index(phase.task)
-        self._layers = [
-            (layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in _layers(run.model)
-        ]
+        layers: list[Any] = list(lora_layers(run.model).values())
+        self._layers = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
         rank = self.rank or min(a.shape[0] for a, _ in self._layers) // len(run.lived)
         self._own = slice(position * rank, (position + 1) * rank)
         self._frozen = [(part, part.clone()) for part in self._others()]
@@ -131,7 +125,3 @@ def _own_alone(own: slice, rows: bool, gradient: torch.Tensor) -> torch.Tensor:
     else:
         kept[:, own] = gradient[:, own]
     return kept
-
-
-def _layers(model: Any) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, LoraLayer) and "default" in module.lora_A]

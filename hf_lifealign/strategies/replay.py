@@ -49,15 +49,23 @@ class ReplayStrategy(Strategy):
 
     def _rows_before(self, run: Run, task: str) -> list[dict[str, Any]]:
         """Rows of the tasks before a task, within the capacity."""
+        return [row for rows in self._kept_before(run, task).values() for row in rows]
+
+    def _kept_before(self, run: Run, task: str) -> dict[str, list[dict[str, Any]]]:
+        """Rows of each task before a task, within the capacity."""
         finished = run.lived[: run.lived.index(task)]
-        rows: list[dict[str, Any]] = []
-        for position, earlier in enumerate(finished):
-            kept = self._replayable(run, earlier)
-            if self.capacity is not None:
-                even, rest = divmod(self.capacity, len(finished))
-                kept = kept[: even + (1 if position < rest else 0)]
-            rows += kept
-        return rows
+        return {
+            earlier: self._within(self._replayable(run, earlier), position, len(finished))
+            for position, earlier in enumerate(finished)
+        }
+
+    def _within(self, rows: list[dict[str, Any]], position: int, tasks: int) -> list[dict[str, Any]]:
+        """What of a task's rows lies within the capacity, which so many tasks share; what is left over goes to the
+        first ones."""
+        if self.capacity is None:
+            return rows
+        even, rest = divmod(self.capacity, tasks)
+        return rows[: even + (1 if position < rest else 0)]
 
     def _replayable(self, run: Run, task: str) -> list[dict[str, Any]]:
         """What may be replayed of a finished task."""

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from hf_lifealign.strategies.base import Phase, Run, Strategy
+from hf_lifealign.strategies.base import Phase, Run
+from hf_lifealign.strategies.fresh import FreshStart
 from hf_lifealign.strategies.sampling import mix
 from hf_lifealign.strategies.tensors import (
     Tensors,
@@ -20,13 +21,8 @@ if TYPE_CHECKING:
     from hf_lifealign.stream import TaskStream
 
 
-class FreshStrategy(Strategy):
-    """Base of methods that begin each task with the adapter as it was made."""
-
-    name = "fresh"
-
-    def _initial(self, run: Run) -> Path:
-        return run.strategy_file(self, "initial.safetensors")
+class _ApartStrategy(FreshStart):
+    """Base of the two: nothing goes from one task to the next."""
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
         if run.lived != stream.names:
@@ -39,17 +35,11 @@ class FreshStrategy(Strategy):
                 f"You set the strategy {self.name!r} with an SLMC adapter, whose memory it would leave behind. Use a "
                 "LoraConfig (adapter type 'lora')."
             )
-        file = self._initial(run)
-        if not run.agreed(file.is_file()) and run.is_main_process:
-            write_tensors(file, trainable_parameters(run.model))
+        self._keep_initial(run)
         return stream
 
-    def prepare_phase(self, run: Run, phase: Phase) -> None:
-        if run.phases(phase.index)[0] == phase:
-            put_back(run.model, read_tensors(self._initial(run)))
 
-
-class SingleTaskStrategy(FreshStrategy):
+class SingleTaskStrategy(_ApartStrategy):
     """STL: one adapter for each task, which alone answers for it. Nothing is forgotten, and nothing shared: who uses it
     has to know to which task a prompt belongs. The adapter published after a task is that task's."""
 
@@ -76,7 +66,7 @@ class SingleTaskStrategy(FreshStrategy):
             write_tensors(self._file(run, phase.task), trainable_parameters(run.model))
 
 
-class JointStrategy(FreshStrategy):
+class JointStrategy(_ApartStrategy):
     """MTL: after each task all tasks so far are trained together, from a fresh adapter. An upper bound, which keeps all
     data for ever and computes everything again."""
 

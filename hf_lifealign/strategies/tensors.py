@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from hf_lifealign._files import replacing
@@ -38,6 +39,25 @@ def put_back(model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         )
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor.to(parameters[name].device))
+
+
+def lora_layers(model: Any) -> dict[str, LoraLayer]:
+    """The layers that hold the adapter in training, by name, in the model's order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and "default" in module.lora_A
+    }
+
+
+def refuse_more_than_factors(model: Any, strategy: str) -> None:
+    """Raises `ValueError` for an adapter that is more than the product of LoRA's two factors."""
+    config = model.peft_config["default"]
+    if str(config.peft_type.value) != "LORA" or config.use_dora or config.bias != "none" or config.modules_to_save:
+        raise ValueError(
+            f"You set the strategy {strategy!r} with an adapter that is more than the product of LoRA's two factors. "
+            "Use a LoraConfig (adapter type 'lora') without DoRA, bias and modules_to_save."
+        )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft.tuners.lora import LoraLayer
 
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
-from hf_lifealign.strategies.memory import MemoryStrategy, _bare
-from hf_lifealign.strategies.tensors import Tensors, copied, put_back, read_tensors, trainable_parameters, write_tensors
+from hf_lifealign.strategies.fresh import FreshStart
+from hf_lifealign.strategies.memory import MemoryStrategy
+from hf_lifealign.strategies.tensors import (
+    Tensors,
+    copied,
+    lora_layers,
+    put_back,
+    read_tensors,
+    refuse_more_than_factors,
+    trainable_parameters,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +105,7 @@ def weighed_sum(parts: Sequence["Factors"], weights: Sequence[float], rank: int)
     return kept, lost
 
 
-class WeighedMemoryStrategy(MemoryStrategy):
+class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
     """Learns each task from the base, and keeps a weighed sum of the tasks' updates.
 
     After a task its update is added to those of earlier tasks. The margins of a few kept pairs of every task under each
@@ -128,37 +137,28 @@ class WeighedMemoryStrategy(MemoryStrategy):
     def _update(self, run: Run, task: str) -> Path:
         return run.strategy_file(self, f"{run.label(task)}.safetensors")
 
-    def _initial(self, run: Run) -> Path:
-        return run.strategy_file(self, "initial.safetensors")
-
     def state_files(self, run: Run) -> list[Path]:
         updates = [file for task in run.lived if (file := self._update(run, task)).is_file()]
         return [self._initial(run), *updates, *super().state_files(run)]
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
-        config = run.model.peft_config["default"]
-        if str(config.peft_type.value) != "LORA" or config.use_dora or config.bias != "none" or config.modules_to_save:
+        refuse_more_than_factors(run.model, self.name)
+        if self.capacity is not None and self.capacity < len(run.lived):
             raise ValueError(
-                "You set the strategy 'weighed_memory' with an adapter that is more than the product of LoRA's two "
-                "factors. Use a LoraConfig (adapter type 'lora') without DoRA, bias and modules_to_save."
+                f"You set capacity={self.capacity} of the strategy {self.name!r} in a life of {len(run.lived)} tasks. "
+                "It needs a pair of each; set at least as many, or null."
             )
-        file = self._initial(run)
-        if not run.agreed(file.is_file()):
+        if not run.agreed(self._initial(run).is_file()):
             lost = [task for task in run.lived if task not in stream.names or run.is_done(task)]
             if lost:
                 raise ValueError(
                     f"The life that goes on with {stream.names} was not lived with the strategy 'weighed_memory': what "
                     f"{lost} changed in the base is not known apart. Begin a new life, or leave the strategy out."
                 )
-            if run.is_main_process:
-                write_tensors(file, trainable_parameters(run.model))
+            self._keep_initial(run)
         return super().prepare_stream(run, stream)
 
     # A task
-
-    def prepare_phase(self, run: Run, phase: Phase) -> None:
-        if run.phases(phase.index)[0] == phase:
-            put_back(run.model, read_tensors(self._initial(run)))
 
     def training_rows(self, run: Run, phase: Phase, rows: "Dataset") -> "Dataset":
         self._run, self._memory = run, {}
@@ -194,11 +194,11 @@ class WeighedMemoryStrategy(MemoryStrategy):
         """Margins of each task's kept pairs by task and by update, the new ones among them; writes them down."""
         new = finished[-1]
         found = {}
-        for task in finished:
+        for position, task in enumerate(finished):
             content = self._sample(run, task) if task == new else read_json(self._file(run, task))
             if "rows" not in content:
                 continue  # published without its rows, and not at hand: the run has said so
-            rows = self._shared(content["rows"], len(finished))
+            rows = self._within(content["rows"], position, len(finished))
             # a life that goes on elsewhere may have its rows from the stream, and no margins of them
             margins = {} if task == new else dict(content.get("margins") or {})
             for by in finished:
@@ -211,14 +211,11 @@ class WeighedMemoryStrategy(MemoryStrategy):
             found[task] = {by: values[: len(rows)] for by, values in margins.items()}
         return found
 
-    def _shared(self, rows: list[Any], tasks: int) -> list[Any]:
-        return rows if self.capacity is None else rows[: max(1, self.capacity // tasks)]
-
     def _margins(self, run: Run, task: str, rows: list[dict[str, Any]]) -> list[float]:
         from hf_lifealign.lifelong.evaluation import pair_margins
         from hf_lifealign.lifelong.scoring import score_pairs
 
-        pairs, reference = run.reference_pairs(_bare(rows), f"{task}-{self.name}")
+        pairs, reference = run.reference_pairs(rows, f"{task}-{self.name}")
         pad = int(run.processing_class.pad_token_id or 0)
         return pair_margins(score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing), reference)
 
@@ -228,9 +225,7 @@ class WeighedMemoryStrategy(MemoryStrategy):
 
         most, names = 0.0, list(updates)
         content: dict[str, torch.Tensor] = {}
-        for prefix, layer in model.named_modules():
-            if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
-                continue
+        for prefix, layer in lora_layers(model).items():
             a, b = f"{prefix}.lora_A.default.weight", f"{prefix}.lora_B.default.weight"
             parts = [Factors(updates[name][b].cpu(), updates[name][a].cpu()) for name in names]
             summed, lost = weighed_sum(parts, [float(weights[name]) for name in names], layer.r["default"])

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file
-from support.life import life_files, tiny_life
-from transformers import TrainerCallback
+from support.life import Stop, life_files, tiny_life
 from trl import DPOTrainer
 
 from hf_lifealign import LifelongTrainer
@@ -249,20 +248,6 @@ def test_what_begins_anew_has_no_memory_to_consolidate_into(name: str, tmp_path:
 
     with pytest.raises(ValueError, match="Use a LoraConfig"):
         life(tmp_path, name, "consolidation", peft_config=slmc()).train()
-
-
-class Stop(TrainerCallback):
-    """Ends the process's work in the middle of the second task, as Ctrl-C does."""
-
-    def __init__(self) -> None:
-        self.phases = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.phases += 1
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.phases == 2 and state.global_step == 5:
-            raise KeyboardInterrupt
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cppo", "dark_experience", "o_lora", "joint")]

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from safetensors.torch import load_file
-from support.life import life_files, slmc, tiny_life, tiny_stream
-from transformers import TrainerCallback
+from support.life import Stop, life_files, slmc, tiny_life, tiny_stream
 
 from hf_lifealign import LifelongTrainer, TaskStream
 from hf_lifealign.slmc.lowrank import Factors
@@ -130,18 +129,6 @@ def test_tasks_that_agree_are_kept(tmp_path: Path) -> None:
     stream = TaskStream([tiny_stream()[name] for name in ("one", "three")])
     matrix = life(tmp_path, stream).train()["matrices"]["preference_accuracy"]
     assert matrix[1] == [1.0, 1.0]
-
-
-class Stop(TrainerCallback):
-    def __init__(self) -> None:
-        self.phases = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.phases += 1
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.phases == 2 and state.global_step == 5:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("warm_start", [False, True])

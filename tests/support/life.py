@@ -5,6 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig
+from transformers import TrainerCallback
 from trl import DPOConfig, SFTConfig
 
 from hf_lifealign import FPOConfig, FPOTrainer, LifelongConfig, LifelongTrainer, SLMCConfig, Task, TaskStream
@@ -43,6 +44,20 @@ def tiny_stream() -> TaskStream:
 def slmc(**options: Any) -> SLMCConfig:
     """A small SLMC adapter."""
     return SLMCConfig(**({"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options))
+
+
+class Stop(TrainerCallback):
+    """Ends the process's work in the middle of the second task, as Ctrl-C does."""
+
+    def __init__(self) -> None:
+        self.phases = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.phases += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.phases == 2 and state.global_step == 5:
+            raise KeyboardInterrupt
 
 
 def tiny_life(
