@@ -27,7 +27,9 @@ quickstart: $(VENV)/.model
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# bitsandbytes is not among what everybody gets: PEFT imports it wherever it is, and it speaks of missing kernels then.
 slow: $(VENV)/.model
+	$(PIP) install --quiet -c constraints.txt -e ".[qlora]"
 	$(BIN)/python -m pytest -m slow
 
 style: $(VENV)/.installed

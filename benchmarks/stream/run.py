@@ -67,11 +67,11 @@ def plan_of(
     return read_plan(file)
 
 
-def live(plan: Plan | None, data: Path) -> list[dict[str, Any]]:
+def live(plan: Plan | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs a stage and writes its tables."""
     if plan is None:
         return []
-    results = run_arms(plan, data, lambda line: print(line, flush=True))
+    results = run_arms(plan, options.output, lambda line: print(line, flush=True), jobs=options.jobs)
     write_comparison(plan, results)
     print(f"{plan.output_dir}/comparison.md, comparison.png", flush=True)
     return results
@@ -88,7 +88,7 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], names: list[str]
     methods = {label: rated(content["methods"][name]["settings"], rate) for label, (name, rate) in labels.items()}
     plan = plan_of(options, content, "sweep", "validation", methods, ["first"], [SWEEP_SEED], next(iter(methods)))
     found: dict[str, dict[float, float]] = {name: {} for name in names}
-    for result in live(plan, options.output):
+    for result in live(plan, options):
         if result["status"] == DONE:
             name, rate = labels[result["method"]]
             found[name][rate] = float(summarise(matrix_of(result["margins"]))[METRICS.index("last_performance")])
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--methods", nargs="+", default=None, help="only these (default: all of methods.yaml)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
+    parser.add_argument("--jobs", type=int, default=1, help="lives at a time, each with its part of the cores")
     parser.add_argument("--max-steps", type=int, default=None, help="cut each task's training, to try the script")
     add_sizes(parser)
     options = parser.parse_args()
@@ -125,7 +126,7 @@ def main() -> None:
     for stage in options.stage:
         if stage in wanted:
             methods, orders, seeds = wanted[stage]
-            live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options.output)
+            live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def add_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
                         help="override a setting of the recipe; may be given several times")  # fmt: skip
     parser.add_argument("--data-dir", metavar="DIR", help="folder from which relative paths of data start (default: "
                         "the recipe's own folder)")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="arms that run at a time, each with its part "
+                        "of the cores (default: 1); times can then be compared with each other only")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="run arms again that have failed")
     parser.add_argument("--tell", action="store_true", help="run nothing: tell what has been measured so far")
 
@@ -38,6 +40,8 @@ def _compare(args: argparse.Namespace) -> int:
     from hf_lifealign.compare.plan import read_plan
     from hf_lifealign.compare.runner import collected, run_arms
 
+    if args.jobs < 1:
+        raise ValueError(f"You gave --jobs {args.jobs}. Give at least 1.")
     plan = read_plan(args.recipe, args.overrides, args.output_dir)
     data_dir = Path(args.data_dir) if args.data_dir else find_recipe(args.recipe).resolve().parent
     if args.tell:
@@ -45,7 +49,7 @@ def _compare(args: argparse.Namespace) -> int:
         if not results:
             raise ValueError(f"Nothing has been measured in {plan.output_dir} yet. Leave --tell out to begin.")
     else:
-        results = run_arms(plan, data_dir, lambda line: print(line, flush=True), args.retry)
+        results = run_arms(plan, data_dir, lambda line: print(line, flush=True), args.retry, args.jobs)
     content = write_comparison(plan, results)
     print()
     print(comparison_text(content, plan.methods))

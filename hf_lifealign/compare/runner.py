@@ -1,12 +1,12 @@
 """Runs the arms of a comparison, each in a process of its own, and keeps what came of each."""
 
-import contextlib
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,19 @@ import yaml
 from hf_lifealign._files import read_json, write_json, write_text
 from hf_lifealign.compare.figures import METRICS, TITLES, matrix_of, summarise
 from hf_lifealign.compare.plan import Arm, Plan
+from hf_lifealign.compare.processes import Children, alone_in
 from hf_lifealign.lifelong.evaluation import PAIR_MARGINS
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.slmc.memory import MEMORY_DIR
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
 
 DONE, FAILED = "done", "failed"
 _RESULT = "result.json"
 
 
-def run_arms(plan: Plan, data_dir: Path, tell: Callable[[str], None], retry: bool = False) -> list[dict[str, Any]]:
-    """Runs what has not been run, one arm after another.
+def run_arms(
+    plan: Plan, data_dir: Path, tell: Callable[[str], None], retry: bool = False, jobs: int = 1
+) -> list[dict[str, Any]]:
+    """Runs what has not been run.
 
     Each is `lifealign run` on the recipe that is written into its folder; what the base says is computed once for all.
     A comparison that was interrupted goes on where it stood. An arm that fails is told and kept as failed, and the
@@ -41,28 +39,56 @@ def run_arms(plan: Plan, data_dir: Path, tell: Callable[[str], None], retry: boo
         data_dir (`Path`): folder from which relative paths of data start.
         tell (`Callable[[str], None]`): takes a line after each arm.
         retry (`bool`): run arms again that have failed.
+        jobs (`int`): arms that run at a time, each with its part of the CPU's cores unless `OMP_NUM_THREADS` is set.
+            Their seconds can be compared with each other only.
 
     Returns:
         what came of each arm, in the order of the plan.
 
     Raises:
-        ValueError: if a folder holds an arm of other settings.
+        ValueError: if a folder holds an arm of other settings, or another process runs one.
     """
     folders = [Path(plan.output_dir) / arm.name for arm in plan.arms]
-    kept = [_kept(arm, folder, retry) for arm, folder in zip(plan.arms, folders, strict=True)]
-    left = sum(result is None for result in kept)
+    results = [_kept(arm, folder, retry) for arm, folder in zip(plan.arms, folders, strict=True)]
+    todo = [i for i, result in enumerate(results) if result is None]
+    children = Children()
     spent: list[float] = []
-    results = []
-    for number, (arm, folder, result) in enumerate(zip(plan.arms, folders, kept, strict=True), start=1):
-        if result is None:
-            started = time.monotonic()
-            result = _run(arm, folder, data_dir)
-            spent.append(time.monotonic() - started)
-            left -= 1
-            eta = f"; about {left * sum(spent) / len(spent) / 60:.0f} min left" if left else ""
-            tell(f"[{number}/{len(plan.arms)}] {arm.name}: {_told(result)} in {spent[-1] / 60:.1f} min{eta}")
-        results.append(result)
-    return results
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+
+    errors: list[BaseException] = []
+
+    def run(i: int) -> float | None:
+        started = time.monotonic()
+        if errors:
+            return None
+        try:
+            results[i] = _run(plan.arms[i], folders[i], data_dir, children, environment)
+        except BaseException as error:
+            errors.append(error)
+            children.stop()
+            return None
+        return time.monotonic() - started
+
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(run, i): i for i in todo}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                seconds, result = future.result(), results[futures[future]]
+                if seconds is None or result is None:
+                    continue
+                spent.append(seconds)
+                left = -(-(len(todo) - done) // jobs) * sum(spent) / len(spent) / 60
+                eta = f"; about {left:.0f} min left" if done < len(todo) else ""
+                tell(f"[{len(plan.arms) - len(todo) + done}/{len(plan.arms)}] {plan.arms[futures[future]].name}: "
+                     f"{_told(result)} in {seconds / 60:.1f} min{eta}")  # fmt: skip
+        except BaseException as error:
+            errors.append(error)
+            children.stop()
+    if errors:
+        raise errors[0]
+    return [result for result in results if result is not None]
 
 
 def collected(plan: Plan) -> list[dict[str, Any]]:
@@ -85,18 +111,14 @@ def _kept(arm: Arm, folder: Path, retry: bool) -> dict[str, Any] | None:
     return None if retry and result["status"] == FAILED else result
 
 
-def _run(arm: Arm, folder: Path, data_dir: Path) -> dict[str, Any]:
+def _run(arm: Arm, folder: Path, data_dir: Path, children: Children, environment: Mapping[str, str]) -> dict[str, Any]:
     write_text(folder / "recipe.yaml", yaml.safe_dump(arm.recipe, sort_keys=False, allow_unicode=True))
     line = [sys.executable, "-m", "hf_lifealign.cli.main", "run", str(folder / "recipe.yaml")]
     line += ["--data-dir", str(data_dir), "--output-dir", str(folder / "run")]
     # the base is the same in all arms
     line += ["--set", f"run.reference_dir={json.dumps(str(folder.parents[2].resolve() / 'reference'))}"]
-    with (
-        _alone(arm, folder) as held,
-        open(folder / "run.log", "ab") as log,
-        _ended(subprocess.Popen(line, stdout=log, stderr=log, pass_fds=held)) as process,
-    ):
-        code = process.wait()
+    with alone_in(folder, arm.name) as held, open(folder / "run.log", "ab") as log:
+        code = children.run(line, log, held, environment)
     what = {"order": arm.order, "method": arm.method, "seed": arm.seed}
     if code == 0:
         result = what | {"status": DONE} | _outcome(folder / "run")
@@ -112,39 +134,6 @@ def _run(arm: Arm, folder: Path, data_dir: Path) -> dict[str, Any]:
         result = what | {"status": FAILED, "error": words.removeprefix("lifealign: error: ")}
     write_json(folder / _RESULT, result)
     return result
-
-
-@contextlib.contextmanager
-def _alone(arm: Arm, folder: Path) -> Iterator[tuple[int, ...]]:
-    """What a run is given to hold as long as it lives, so that no other one begins in its folder: a comparison that is
-    killed leaves its run behind.
-
-    Raises:
-        ValueError: if another one holds it.
-    """
-    if fcntl is None:  # Windows has no locks that are handed on
-        yield ()
-        return
-    with open(folder / "run.lock", "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"A run of {arm.name} still goes on in {folder}, left by a comparison that was killed or begun by "
-                "another one. Wait for its end, or end it, and give the same command again."
-            ) from None
-        yield (file.fileno(),)
-
-
-@contextlib.contextmanager
-def _ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[bytes]"]:
-    """The process, which does not outlive the block."""
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
 
 
 def _outcome(root: Path) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def trained(model: Any, folder: Path, packing: str, **settings: Any) -> tuple[FP
     return trainer, [log["loss"] for log in steps.logs if "loss" in log]
 
 
+@pytest.mark.slow
 def test_packed_rows_and_evaluations_leave_the_training_as_it_is(folder: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="it is of the extra qlora")
     plain, losses = trained(quantised(folder), tmp_path / "plain", "off")
     assert any(type(module).__name__ == "Linear4bit" for module in plain.model.modules())
     packed, ours = trained(quantised(folder), tmp_path / "packed", "auto")
