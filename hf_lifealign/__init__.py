@@ -29,6 +29,8 @@ _EXPORTS = {
     "MetaAlignerTrainer": "hf_lifealign.meta_aligner.trainer",
     "MetaAlignedPolicy": "hf_lifealign.meta_aligner.policy",
     "load_meta_aligned": "hf_lifealign.meta_aligner.policy",
+    "load_routed": "hf_lifealign.routing",
+    "RoutedPolicy": "hf_lifealign.routing",
     "Task": "hf_lifealign.stream",
     "TaskStream": "hf_lifealign.stream",
     "LifelongConfig": "hf_lifealign.lifelong",
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from hf_lifealign.rewards import BrevityReward as BrevityReward
     from hf_lifealign.rewards import MiniLMBradleyTerryReward as MiniLMBradleyTerryReward
     from hf_lifealign.rewards import resolve_reward as resolve_reward
+    from hf_lifealign.routing import RoutedPolicy as RoutedPolicy
+    from hf_lifealign.routing import load_routed as load_routed
     from hf_lifealign.self_align.choice_evaluation import evaluate_choices as evaluate_choices
     from hf_lifealign.self_align.config import SelfAlignConfig as SelfAlignConfig
     from hf_lifealign.self_align.pipeline import SelfAlign as SelfAlign

@@ -52,10 +52,7 @@ def plan_of(
     """The comparison of a stage, written as a recipe beside its results."""
     if not methods:
         return None
-    data = (options.output / "data").resolve()
-    tasks = [
-        {"name": t, "train": str(data / t / "train.jsonl"), "test": str(data / t / f"{part}.jsonl")} for t in TASKS
-    ]
+    tasks = [{"name": t, "train": f"data/{t}/train.jsonl", "test": f"data/{t}/{part}.jsonl"} for t in TASKS]
     recipe = content["common"] | {
         "model": options.model, "tasks": tasks, "methods": methods, "orders": {name: ORDERS[name] for name in orders},
         "seeds": seeds, "against": against if against in methods else next(iter(methods)),

@@ -12,7 +12,7 @@ from trl import apply_chat_template
 
 from hf_lifealign._modes import evaluating
 from hf_lifealign.judges import Judge
-from hf_lifealign.lifelong.scoring import EncodedPair, score_pairs
+from hf_lifealign.lifelong.scoring import EncodedPair
 
 # how many test pairs a result stands on, and the margin of each in nats, in the order of the test rows; both are kept
 # beside the measures
@@ -44,18 +44,18 @@ def preference_results(margins: Sequence[float]) -> dict[str, float]:
 
 
 def margin_results(
-    model: Any | None,
+    score: Callable[[list[EncodedPair]], list[tuple[float, float]]] | None,
     pairs: Sequence[EncodedPair],
     reference: Sequence[tuple[float, float]],
-    pad_token_id: int,
-    batch_size: int,
-    progress: Callable[[int], None] | None = None,
-    pair_packing: str = "auto",
 ) -> dict[str, Any]:
-    """[`preference_results`] of the model as it stands, and the margins they are of; pairs without a completion left
-    after the cut do not count.
+    """[`preference_results`] of a policy, and the margins they are of; pairs without a completion left after the cut do
+    not count.
 
-    Without a model it is the reference itself that is measured, whose margins are zero and not only nearly so.
+    Args:
+        score (`Callable`, *optional*): gives the policy's log-probabilities of chosen and rejected for pairs. Without
+            it the reference itself is measured, whose margins are zero and not only nearly so.
+        pairs (`Sequence[EncodedPair]`), reference (`Sequence[tuple[float, float]]`): with their log-probabilities under
+            the reference.
 
     Raises:
         ValueError: if no pair has a completion left.
@@ -67,16 +67,34 @@ def margin_results(
             "the training arguments."
         )
     base = [reference[i] for i in kept]
-    if model is None:
-        scored = base
-        if progress is not None:
-            progress(len(kept))
-    else:
-        scored = score_pairs(
-            model, [pairs[i] for i in kept], pad_token_id, batch_size, progress=progress, pair_packing=pair_packing
-        )
-    margins = pair_margins(scored, base)
+    margins = pair_margins(base if score is None else score([pairs[i] for i in kept]), base)
     return preference_results(margins) | {SCORED_PAIRS: float(len(kept)), PAIR_MARGINS: margins}
+
+
+def prompt_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The prompts of rows as text, messages in the chat template.
+
+    Args:
+        rows (`Sequence[Mapping]`): each with `prompt` (a string, or messages) and, where it has them, `tools` and
+            `chat_template_kwargs`, as in training.
+    """
+    texts = []
+    for row in rows:
+        if isinstance(row["prompt"], str):
+            texts.append(row["prompt"])
+            continue
+        tools = row.get("tools")
+        tools = json.loads(tools) if isinstance(tools, str) else tools
+        kwargs = row.get("chat_template_kwargs") or {}
+        texts.append(apply_chat_template({"prompt": row["prompt"]}, tokenizer, tools=tools, **kwargs)["prompt"])
+    return texts
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Token ids of [`prompt_texts`]; a chat template sets special tokens itself."""
+    standard = all(isinstance(row["prompt"], str) for row in rows)
+    ids: list[list[int]] = tokenizer(prompt_texts(tokenizer, rows), add_special_tokens=standard)["input_ids"]
+    return ids
 
 
 @torch.no_grad()
@@ -90,28 +108,16 @@ def generate_answers(
     """Greedy answers to the prompts of rows, batched with padding on the left.
 
     Args:
-        rows (`Sequence[Mapping]`): each with `prompt` (a string, or messages) and, where it has them, `tools` and
-            `chat_template_kwargs`, as in training.
+        rows (`Sequence[Mapping]`): see [`prompt_texts`].
     """
-    texts, standard = [], all(isinstance(row["prompt"], str) for row in rows)
-    for row in rows:
-        if isinstance(row["prompt"], str):
-            texts.append(row["prompt"])
-            continue
-        tools = row.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        kwargs = row.get("chat_template_kwargs") or {}
-        example = {"prompt": row["prompt"]}
-        texts.append(apply_chat_template(example, tokenizer, tools=tools, **kwargs)["prompt"])
+    ids = prompt_ids(tokenizer, rows)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     answers: list[str] = []
     try:
         with evaluating(model):
-            for i in range(0, len(texts), batch_size):
-                batch = tokenizer(
-                    texts[i : i + batch_size], return_tensors="pt", padding=True, add_special_tokens=standard
-                ).to(next(model.parameters()).device)
-                batch.pop("token_type_ids", None)
+            for i in range(0, len(ids), batch_size):
+                batch = tokenizer.pad({"input_ids": ids[i : i + batch_size]}, return_tensors="pt")
+                batch = batch.to(next(model.parameters()).device)
                 out = model.generate(
                     **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
                 )
@@ -127,14 +133,14 @@ def _text(value: Any) -> str:
 
 
 def judge_results(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    judges: Mapping[str, Judge],
-    max_new_tokens: int,
-    batch_size: int,
+    answer: Callable[[list[dict[str, Any]]], list[str]], rows: Dataset, judges: Mapping[str, Judge]
 ) -> dict[str, float]:
-    """Mean score of each judge over the model's answers to the rows' prompts.
+    """Mean score of each judge over a policy's answers to the rows' prompts.
+
+    Args:
+        answer (`Callable`): gives the policy's answers; not called without judges.
+        rows (`datasets.Dataset`): with `prompt` and `chosen`.
+        judges (`Mapping[str, Callable]`): by name.
 
     Raises:
         ValueError: if a judge gives another number of scores than it was given answers.
@@ -142,7 +148,7 @@ def judge_results(
     if not judges:
         return {}
     prompts = list(rows["prompt"])
-    answers = generate_answers(model, tokenizer, list(rows), max_new_tokens, batch_size)
+    answers = answer(list(rows))
     references = [_text(chosen) for chosen in rows["chosen"]]
     results = {}
     for name, judge in judges.items():

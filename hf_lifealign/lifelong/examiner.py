@@ -1,8 +1,8 @@
 """Evaluates a run after each task, and keeps every result in a file of its own so that none is computed twice."""
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,14 @@ from datasets import Dataset
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign._resources import resource_path
 from hf_lifealign.judges import Judge, judge_name, resolve_judge
-from hf_lifealign.lifelong.evaluation import BESIDE, adapters_off, generate_answers, judge_results, margin_results
+from hf_lifealign.lifelong.evaluation import (
+    BESIDE,
+    adapters_off,
+    generate_answers,
+    judge_results,
+    margin_results,
+    prompt_ids,
+)
 from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.phases import REFERENCE_COLUMNS
 from hf_lifealign.lifelong.references import ReferenceStore
@@ -69,7 +76,8 @@ class Examiner:
 
     # References
 
-    def _encode(self, rows: Dataset, key: str) -> list[EncodedPair]:
+    def encoded(self, rows: Dataset, key: str) -> list[EncodedPair]:
+        """Rows as the trainer cuts them, kept under the name `key` as long as they are the same."""
         cached = self._encoded.get(key)
         if cached is None or cached[0] is not rows:
             args = self.run.training_args
@@ -88,7 +96,7 @@ class Examiner:
                 mixed precision, without which a margin that is zero would not look it.
         """
         run = self.run
-        pairs = self._encode(rows, key)
+        pairs = self.encoded(rows, key)
         args = run.training_args
         ld_alpha = getattr(args, "ld_alpha", None) if for_training else None
         mixed = (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None) if for_training else None
@@ -120,7 +128,7 @@ class Examiner:
 
     def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""
-        return self._encode(rows, key), self.reference(rows, key)
+        return self.encoded(rows, key), self.reference(rows, key)
 
     @property
     def _pad(self) -> int:
@@ -147,7 +155,11 @@ class Examiner:
             self._perplexity(None)
             path = run.directory.evaluation(None, _SAMPLES)
             if run.args.sample_prompts and not run.agreed(path.is_file()):
-                self._write(path, {"answers": self._answers()})
+                answers = generate_answers(
+                    run.model, run.processing_class, self._sample_rows(), run.args.max_new_tokens,
+                    run.args.eval_batch_size,
+                )  # fmt: skip
+                self._write(path, {"answers": answers})
 
     def _examine_task(self, after: str | None, name: str) -> None:
         run = self.run
@@ -157,22 +169,65 @@ class Examiner:
         if not run.agreed(path.is_file()):
             run.progress.stage(f"after {after or 'nothing'} · evaluating {name}")
             test = run.stream[name].load().test
-            pairs = self._encode(test, f"{name}-test")
+            pairs = self.encoded(test, f"{name}-test")
             reference = self.reference(test, f"{name}-test")
-            results = margin_results(
-                None if after is None else run.model, pairs, reference, self._pad, run.args.eval_batch_size,
-                run.progress.advance, run.pair_packing,
-            )  # fmt: skip
+            if after is None:
+                run.progress.advance(len(pairs))
+            results = margin_results(None if after is None else self._score, pairs, reference)
             subset = test.select(range(min(len(test), run.args.judge_prompts)))
-            results |= judge_results(
-                run.model, run.processing_class, subset, self.judges, run.args.max_new_tokens, run.args.eval_batch_size
-            )
+            results |= judge_results(self._answer, subset, self.judges)
             self._write(path, results)
         else:
             run.progress.advance(len(run.stream[name].load().test))
         results = {name: value for name, value in read_json(path).items() if name not in BESIDE}
         for strategy in run.strategies:
             strategy.after_evaluation(run, name, results)
+
+    def _parts(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], AbstractContextManager[None]]]:
+        """Which prompts are answered together, and the context in which the model is what answers them.
+
+        Raises:
+            ValueError: if several strategies route prompts.
+        """
+        run = self.run
+        routed = [(s, found) for s in run.strategies if (found := s.routes(run, prompts)) is not None]
+        if len(routed) > 1:
+            raise ValueError(
+                f"The strategies {[s.name for s, _ in routed]} each say which view answers a prompt. Use one of them."
+            )
+        if not routed:
+            return [(list(range(len(prompts))), nullcontext())]
+        strategy, names = routed[0]
+        return [
+            ([i for i, other in enumerate(names) if other == name], strategy.view(run, name))
+            for name in sorted(set(names))
+        ]
+
+    def _score(self, pairs: list[EncodedPair]) -> list[tuple[float, float]]:
+        """Log-probabilities of chosen and rejected under the policy."""
+        run = self.run
+        scored: dict[int, tuple[float, float]] = {}
+        for indices, context in self._parts([pair.chosen[: pair.chosen_start] for pair in pairs]):
+            with context:
+                part = score_pairs(
+                    run.model, [pairs[i] for i in indices], self._pad, run.args.eval_batch_size,
+                    progress=run.progress.advance, pair_packing=run.pair_packing,
+                )  # fmt: skip
+            scored |= zip(indices, part, strict=True)
+        return [scored[i] for i in range(len(pairs))]
+
+    def _answer(self, rows: list[dict[str, Any]]) -> list[str]:
+        """The policy's answers to the prompts of rows."""
+        run = self.run
+        answers: dict[int, str] = {}
+        for indices, context in self._parts(prompt_ids(run.processing_class, rows)):
+            with context:
+                part = generate_answers(
+                    run.model, run.processing_class, [rows[i] for i in indices], run.args.max_new_tokens,
+                    run.args.eval_batch_size,
+                )  # fmt: skip
+            answers |= zip(indices, part, strict=True)
+        return [answers[i] for i in range(len(rows))]
 
     def _perplexity(self, after: str | None) -> None:
         run = self.run
@@ -190,14 +245,12 @@ class Examiner:
 
     # Samples
 
-    def _answers(self) -> list[str]:
+    def _sample_rows(self) -> list[dict[str, Any]]:
         run = self.run
         rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in run.args.sample_prompts]
         if run.processing_class.chat_template is not None:
             rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-        return generate_answers(
-            run.model, run.processing_class, rows, run.args.max_new_tokens, run.args.eval_batch_size
-        )
+        return rows
 
     def sample_answers(self) -> None:
         """Answers the sample prompts with the final policy, beside the base's answers."""
@@ -206,7 +259,9 @@ class Examiner:
         if not run.args.sample_prompts or run.agreed(path.is_file()):
             return
         before = read_json(run.directory.evaluation(None, _SAMPLES))["answers"]
-        self._write(path, {"prompts": run.args.sample_prompts, "base": before, "after": self._answers()})
+        self._write(
+            path, {"prompts": run.args.sample_prompts, "base": before, "after": self._answer(self._sample_rows())}
+        )
 
     def _write(self, path: Path, content: dict[str, Any]) -> None:
         if self.run.is_main_process:

@@ -1,6 +1,7 @@
 """What a strategy is: named phases around training, and what it may bring into training."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -103,6 +104,10 @@ class Run(Protocol):
         """The task's own training rows, with reference log-probabilities where the run keeps them."""
         ...
 
+    def encoded_pairs(self, rows: "Dataset", key: str) -> "list[EncodedPair]":
+        """Preference rows as the preference phase cuts them, kept under the name `key`."""
+        ...
+
     def reference_pairs(
         self, rows: list[dict[str, Any]], key: str
     ) -> "tuple[list[EncodedPair], list[tuple[float, float]]]":
@@ -185,6 +190,19 @@ class Strategy:
 
     def before_evaluation(self, run: Run, task: str) -> None:
         """Before the model is evaluated on `task`."""
+
+    def routes(self, run: Run, prompts: Sequence[Sequence[int]]) -> list[str] | None:
+        """Which view of what was learnt answers each prompt, by name, judged by the prompt alone; `None` where one
+        model answers all. At most one strategy may say so. Every process has to call it.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`): token ids.
+        """
+        return None
+
+    def view(self, run: Run, name: str) -> AbstractContextManager[None]:
+        """Context in which the model is the view of a name that `routes` gave."""
+        raise NotImplementedError(f"The strategy {self.name!r} routes prompts, and has to bring view() too.")
 
     def after_evaluation(self, run: Run, task: str, results: dict[str, float]) -> None:
         """After the model was evaluated on `task`; `results` maps measure to value."""

@@ -5,22 +5,21 @@ memory a sum of all of them, as in task arithmetic (arXiv 2212.04089). What a la
 the span of earlier updates: the weights are those under which a few kept pairs of every task are preferred.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.strategies.base import PREFERENCE, Phase, Run
 from hf_lifealign.strategies.fresh import FreshStart
 from hf_lifealign.strategies.memory import MemoryStrategy
+from hf_lifealign.strategies.merging import summed_updates
 from hf_lifealign.strategies.tensors import (
     Tensors,
     copied,
-    lora_layers,
     put_back,
     read_tensors,
     refuse_more_than_factors,
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer
 
-    from hf_lifealign.slmc.lowrank import Factors
     from hf_lifealign.stream import TaskStream
 
 Array = NDArray[np.float64]
@@ -74,35 +72,6 @@ def memory_weights(margins: Sequence[Array], sharpness: float = 1.0) -> Array:
     found = minimize(loss, even, jac=True, bounds=[(0, None)] * updates, method="L-BFGS-B")
     total = float(found.x.sum())
     return np.asarray(found.x / total) if total > 0 else even
-
-
-def weighed_sum(parts: Sequence["Factors"], weights: Sequence[float], rank: int) -> tuple["Factors", float]:
-    """The nearest product of a rank to a weighed sum of products, without forming the matrices.
-
-    Args:
-        parts (`Sequence[Factors]`): left `(m, r_i)` and right `(r_i, n)` each.
-        weights (`Sequence[float]`): one for each.
-        rank (`int`): of the result, at least 1.
-
-    Returns:
-        `(factors, share)`: left `(m, rank)` and right `(rank, n)` with the singular values shared evenly, and the share
-        of the sum's squared Frobenius norm that the rank leaves out. Directions that are not needed are zero on both
-        sides.
-    """
-    from hf_lifealign.slmc.lowrank import Factors, balanced, exact_svd, stack
-
-    whole = stack(
-        [Factors(weight * part.left.double(), part.right.double()) for part, weight in zip(parts, weights, strict=True)]
-    )
-    svd = exact_svd(whole)
-    energy = float((svd.S**2).sum())
-    kept = balanced(svd, rank)
-    lost = float((svd.S[rank:] ** 2).sum()) / energy if energy > 0 else 0.0
-    missing = rank - kept.left.shape[1]
-    if missing > 0:
-        kept = Factors(torch.nn.functional.pad(kept.left, (0, missing)),
-                       torch.nn.functional.pad(kept.right, (0, 0, 0, missing)))  # fmt: skip
-    return kept, lost
 
 
 class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
@@ -176,7 +145,8 @@ class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
         margins = [np.array([kept[task][by] for by in known], dtype=np.float64).T for task in known]
         weights = self.scale * memory_weights(margins, self.sharpness)
         updates = {t: own if t == phase.task else read_tensors(self._update(run, t)) for t in known}
-        lost = self._put_sum(run.model, updates, dict(zip(known, weights, strict=True)))
+        summed, lost = summed_updates(run.model, updates, dict(zip(known, weights, strict=True)))
+        put_back(run.model, summed)
         if run.is_main_process:
             write_tensors(self._update(run, phase.task), own)
         self._told = {
@@ -218,18 +188,3 @@ class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
         pairs, reference = run.reference_pairs(rows, f"{task}-{self.name}")
         pad = int(run.processing_class.pad_token_id or 0)
         return pair_margins(score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing), reference)
-
-    def _put_sum(self, model: Any, updates: Mapping[str, Tensors], weights: Mapping[str, float]) -> float:
-        """Writes the weighed sum into the adapter; returns the largest share of a module that the rank leaves out."""
-        from hf_lifealign.slmc.lowrank import Factors
-
-        most, names = 0.0, list(updates)
-        content: dict[str, torch.Tensor] = {}
-        for prefix, layer in lora_layers(model).items():
-            a, b = f"{prefix}.lora_A.default.weight", f"{prefix}.lora_B.default.weight"
-            parts = [Factors(updates[name][b].cpu(), updates[name][a].cpu()) for name in names]
-            summed, lost = weighed_sum(parts, [float(weights[name]) for name in names], layer.r["default"])
-            content |= {a: summed.right, b: summed.left}
-            most = max(most, lost)
-        put_back(model, content)
-        return most

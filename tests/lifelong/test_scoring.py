@@ -134,15 +134,18 @@ def test_generation_is_the_same_in_any_batch_and_judges_are_checked() -> None:
         assert references[0] == "yes 0."
         return [float(len(text)) for text in texts]
 
-    results = judge_results(model, tokenizer, rows, {"length": length}, 4, 2)
+    def answer(asked: list[dict[str, Any]]) -> list[str]:
+        return generate_answers(model, tokenizer, asked, 4, 2)
+
+    results = judge_results(answer, rows, {"length": length})
     assert results == {"length": pytest.approx(sum(map(len, answers)) / 3)}
     with pytest.raises(ValueError, match="one for each"):
-        judge_results(model, tokenizer, rows, {"broken": lambda p, a, r: [1.0]}, 4, 2)
+        judge_results(answer, rows, {"broken": lambda p, a, r: [1.0]})
 
 
 def test_the_base_measured_against_itself_has_margins_of_zero() -> None:
     """Whatever batches its reference was computed in, and whichever pairs were left out of them."""
     pairs = [EncodedPair([1, 5, 6], [1, 7], 1, 1), EncodedPair([1, 5], [1, 7], 2, 1), EncodedPair([1, 8], [1, 9], 1, 1)]
     reference = [(-3.25, -1.7), (-1.0, 0.0), (-2.1, -2.2)]
-    told = margin_results(None, pairs, reference, 0, 8)
+    told = margin_results(None, pairs, reference)
     assert told == {"preference_accuracy": 0.5, "margin": 0.0, "scored_pairs": 2.0, "pair_margins": [0.0, 0.0]}

@@ -15,7 +15,8 @@ from support.life import Stop, life_files, slmc, tiny_life, tiny_stream
 from hf_lifealign import LifelongTrainer, TaskStream
 from hf_lifealign.slmc.lowrank import Factors
 from hf_lifealign.strategies import resolve_strategies
-from hf_lifealign.strategies.weighed_memory import memory_weights, weighed_sum
+from hf_lifealign.strategies.merging import weighed_sum
+from hf_lifealign.strategies.weighed_memory import memory_weights
 
 
 def life(folder: Path, stream: TaskStream | None = None, **options: Any) -> LifelongTrainer:

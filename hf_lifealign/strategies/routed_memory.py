@@ -1,0 +1,165 @@
+"""Routed memory: each task keeps an update of the base of its own, and a prompt is answered by the one it belongs to.
+
+Ours. Parameters of tasks are kept apart, as in the single-task adapters that nothing can forget, and the task of a
+prompt is inferred by a gate, as in prompt pools (L2P, arXiv 2112.08654); the gate is the exact ridge regression over
+all prompts so far, and keeps none of them ([`~hf_lifealign.routing.Gate`]). Each view leans on the mean of all updates
+(task arithmetic, arXiv 2212.04089), so that a prompt that is led astray is not answered by a stranger.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_lifealign.routing.gate import Gate, view_weights
+from hf_lifealign.routing.loading import FOLDER, LEAN
+from hf_lifealign.strategies.base import Phase, Run
+from hf_lifealign.strategies.fresh import FreshStart
+from hf_lifealign.strategies.merging import summed_updates
+from hf_lifealign.strategies.tensors import (
+    Tensors,
+    copied,
+    put_back,
+    read_tensors,
+    refuse_more_than_factors,
+    trainable_parameters,
+    write_tensors,
+)
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from hf_lifealign.stream import TaskStream
+
+
+class RoutedMemoryStrategy(FreshStart):
+    """Learns each task from the base, keeps its update, and routes each prompt to the task it looks like.
+
+    After a task a gate learns its prompts. A prompt is then answered by the view of the task to which the gate leads
+    it: that task's update, leaning on the mean of all updates, cut to the adapter's rank. Evaluations, judges and
+    samples are of the views. What is published at the adapter's root, and watched on general text, is the mean itself:
+    one plain LoRA adapter for whoever does not route ([`~hf_lifealign.routing.load_routed`] does). Nothing is replayed,
+    no row is kept, and earlier views change by the mean alone: what a later task can take from an earlier one is the
+    prompts that the gate leads to it.
+
+    Args:
+        lean (`float`, *optional*, defaults to `1/3`): share of the mean of all updates in each view, in [0, 1]. 0 is a
+            task's own update alone, 1 the same mean for every prompt.
+        ridge (`float`, *optional*, defaults to `0.1`): of the gate's regression, above 0.
+    """
+
+    name = FOLDER
+
+    def __init__(self, lean: float = 1 / 3, ridge: float = 0.1):
+        if not 0 <= lean <= 1:
+            raise ValueError(f"You set lean={lean} of the strategy {self.name!r}. It has to lie in [0, 1].")
+        if not ridge > 0:
+            raise ValueError(f"You set ridge={ridge} of the strategy {self.name!r}. It has to be above 0.")
+        self.lean, self.ridge = float(lean), float(ridge)
+        self._task: str | None = None  # the last one that was begun
+        self._gate: Gate | None = None
+        self._views: dict[str, Tensors] = {}
+        self._told: dict[str, Any] = {}
+
+    # Files: the adapter as it was made, each task's update, and the gate after the last tasks
+
+    def _update(self, run: Run, task: str) -> Path:
+        return run.strategy_file(self, f"{run.label(task)}.safetensors")
+
+    def _gate_file(self, run: Run, task: str) -> Path:
+        return run.strategy_file(self, f"gate-{run.label(task)}.safetensors")
+
+    def state_files(self, run: Run) -> list[Path]:
+        updates = [file for task in run.lived if (file := self._update(run, task)).is_file()]
+        gates = [file for task in run.lived if (file := self._gate_file(run, task)).is_file()]
+        return [self._initial(run), *updates, *gates[-1:]]
+
+    def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
+        refuse_more_than_factors(run.model, self.name)
+        before = [task for task in run.lived if task not in stream.names or run.is_done(task)]
+        missing = [task for task in before if not run.agreed(self._update(run, task).is_file())]
+        if missing or (before and not run.agreed(self._gate_file(run, before[-1]).is_file())):
+            raise ValueError(
+                f"The life that goes on with {stream.names} was not lived with the strategy {self.name!r}: what "
+                f"{missing or before} changed in the base is not known apart. Begin a new life, or leave the strategy "
+                "out."
+            )
+        self._keep_initial(run)
+        self._task, self._gate, self._views = (before[-1] if before else None), None, {}
+        return stream
+
+    # A task
+
+    def before_task(self, run: Run, task: str) -> None:
+        self._task = task
+
+    def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
+        if run.phases(phase.index)[-1] != phase:
+            return
+        known = run.lived[: run.lived.index(phase.task) + 1]
+        if run.is_main_process:
+            write_tensors(self._update(run, phase.task), trainable_parameters(run.model))
+        run.agreed(True)  # everybody reads what has been written
+        self._gate, self._views = self._learnt(run, known), {}
+        mean, lost = self._summed(run, view_weights(known, phase.task, 1.0))
+        put_back(run.model, mean)
+        self._told = {"tasks": len(known), "left_out_by_rank": lost}
+
+    def record(self, run: Run, phase: Phase) -> dict[str, Any]:
+        return {"routed_memory": self._told} if run.phases(phase.index)[-1] == phase else {}
+
+    def _learnt(self, run: Run, known: list[str]) -> Gate:
+        """The gate with the last of the known tasks, written down; of those before only the last one is kept."""
+        from hf_lifealign.routing.features import feature_count, prompt_features
+
+        before = self._read_gate(run, known[-2]) if known[1:] else Gate.empty(feature_count(run.model), self.ridge)
+        pairs = run.encoded_pairs(run.training_rows(known[-1]), f"{known[-1]}-train")
+        prompts = [pair.chosen[: pair.chosen_start] for pair in pairs]
+        gate = before.added(known[-1], prompt_features(run.model, prompts, _pad(run)))
+        if run.is_main_process:
+            gate.save(self._gate_file(run, known[-1]), **{LEAN: repr(self.lean)})
+            for task in known[:-2]:
+                self._gate_file(run, task).unlink(missing_ok=True)
+        return gate
+
+    def _read_gate(self, run: Run, task: str) -> Gate:
+        gate, _ = Gate.load(self._gate_file(run, task))
+        known = tuple(run.lived[: run.lived.index(task) + 1])
+        if gate.tasks != known:
+            raise ValueError(
+                f"The gate in {self._gate_file(run, task)} knows the tasks {list(gate.tasks)}, and the life is "
+                f"{list(known)}. It is of another life; take another revision."
+            )
+        return gate
+
+    # Views
+
+    def routes(self, run: Run, prompts: Sequence[Sequence[int]]) -> list[str] | None:
+        from hf_lifealign.routing.features import prompt_features
+
+        if self._task is None:
+            return None
+        if self._gate is None or self._gate.tasks[-1] != self._task:
+            # the task was trained before a restart
+            self._gate, self._views = self._read_gate(run, self._task), {}
+        return self._gate.route(prompt_features(run.model, prompts, _pad(run)))
+
+    @contextmanager
+    def view(self, run: Run, name: str) -> Iterator[None]:
+        assert self._gate is not None
+        if name not in self._views:
+            self._views[name], _ = self._summed(run, view_weights(self._gate.tasks, name, self.lean))
+        kept = copied(trainable_parameters(run.model))
+        put_back(run.model, self._views[name])
+        try:
+            yield
+        finally:
+            put_back(run.model, kept)
+
+    def _summed(self, run: Run, weights: Mapping[str, float]) -> tuple[Tensors, float]:
+        updates = {task: read_tensors(self._update(run, task)) for task in weights}
+        return summed_updates(run.model, updates, weights)
+
+
+def _pad(run: Run) -> int:
+    return int(run.processing_class.pad_token_id or 0)

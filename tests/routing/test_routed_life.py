@@ -1,0 +1,204 @@
+"""The strategy "routed_memory" in a life, and what is loaded of it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from support.life import Stop, life_files, slmc, swapped, tiny_life
+from support.tiny import preference_rows, tiny_model, tiny_tokenizer
+
+from hf_lifealign import LifelongTrainer, Strategy, Task, TaskStream, load_routed
+from hf_lifealign.lifelong import examiner
+from hf_lifealign.lifelong.evaluation import generate_answers
+from hf_lifealign.strategies import resolve_strategies
+
+
+class OtherRoutes(Strategy):
+    """Routes prompts too."""
+
+    name = "other"
+
+    def routes(self, run: Any, prompts: Any) -> list[str] | None:
+        return ["one"] * len(prompts)
+
+
+def asked(word: str, count: int, start: int = 0) -> Dataset:
+    """Rows whose prompts begin with a word."""
+    rows = preference_rows(count, start=start)
+    for row in rows:
+        row["prompt"][0]["content"] = f"{word} {word} {row['prompt'][0]['content']}"
+    return Dataset.from_list(rows)
+
+
+def stream() -> TaskStream:
+    """Three tasks whose prompts look different; the second one wants the opposite of the others."""
+    words = ("alpha", "omega", "kappa")
+    tasks = []
+    for i, word in enumerate(words):
+        rows = [asked(word, 12, 40 * i), asked(word, 6, 40 * i + 20)]
+        if i == 1:
+            rows = [swapped(each) for each in rows]
+        tasks.append(Task(word, *rows))
+    return TaskStream(tasks)
+
+
+def life(folder: Path, given: TaskStream | None = None, lean: float = 0.25, **options: Any) -> LifelongTrainer:
+    options = {"warm_start": False} | options
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    strategies = [{"name": "routed_memory", "lean": lean}]
+    return tiny_life(folder, given or stream(), strategies=strategies, peft_config=config, **options)
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("routed") / "run"
+    return folder, life(folder).train()
+
+
+def test_what_contradicts_itself_is_kept_where_prompts_tell_it_apart(lived: Any, tmp_path: Path) -> None:
+    kept = lived[1]["matrices"]["margin"]
+    assert lived[1]["matrices"]["preference_accuracy"] == [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0]]
+    assert min(kept[1][0], kept[2][0]) > 0.8 * kept[0][0]
+    assert kept[2][1] > 0.8 * kept[1][1]
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    plain = tiny_life(tmp_path, stream(), strategies=[], peft_config=config, warm_start=False).train()
+    lost = plain["matrices"]["margin"]
+    assert lost[1][0] < 0.5 * lost[0][0]
+    assert lost[2][1] < 0.5 * lost[1][1]
+
+
+def test_the_published_adapter_is_the_mean_of_the_updates(lived: Any) -> None:
+    folder = lived[0]
+    updates = [load_file(folder / "routed_memory" / f"0{i + 1}-{name}.safetensors")
+               for i, name in enumerate(stream().names)]  # fmt: skip
+    final = load_file(folder / "adapters" / "03-kappa" / "adapter_model.safetensors")
+    for name in (name for name in final if "lora_A" in name):
+        a, b = (key.replace(".weight", ".default.weight") for key in (name, name.replace("lora_A", "lora_B")))
+        dense = sum(u[b] @ u[a] for u in updates) / 3
+        left_out = float(torch.linalg.svdvals(dense)[4:].square().sum() / dense.square().sum())
+        product = final[name.replace("lora_A", "lora_B")] @ final[name]
+        assert float((product - dense).square().sum() / dense.square().sum()) == pytest.approx(left_out, abs=1e-5)
+    files = sorted(path.name for path in (folder / "routed_memory").iterdir())
+    assert files == ["01-alpha.safetensors", "02-omega.safetensors", "03-kappa.safetensors",
+                     "gate-02-omega.safetensors", "gate-03-kappa.safetensors", "initial.safetensors"]  # fmt: skip
+
+
+def test_loaded_it_answers_as_in_the_life(lived: Any, tmp_path: Path) -> None:
+    """The margins of each test pair under the view that is loaded for it, and PEFT's own mixed batches."""
+    folder = lived[0]
+    policy = load_routed(tiny_model(), folder / "adapters" / "03-kappa", tiny_tokenizer())
+    rows = [row for task in stream() for row in task.load().test]
+    prompts = [row["prompt"] for row in rows]
+    tasks = policy.route(prompts)
+    assert tasks == [name for name in stream().names for _ in range(6)]
+    answers = policy.generate(prompts, max_new_tokens=4, batch_size=3)
+    assert policy.model.active_adapters == ["default"]
+    for i, name in enumerate(stream().names):
+        policy.model.set_adapter(policy.adapters[name])
+        told = generate_answers(policy.model, policy.tokenizer, rows[6 * i : 6 * i + 6], 4, 6)
+        assert answers[6 * i : 6 * i + 6] == told
+    policy.model.set_adapter("default")
+    batch = policy.tokenizer(["alpha", "omega"], return_tensors="pt", padding=True)
+    mixed = policy.model(**batch, adapter_names=[policy.adapters[name] for name in ("alpha", "omega")]).logits
+    policy.model.set_adapter(policy.adapters["omega"])
+    torch.testing.assert_close(mixed[1], policy.model(**batch).logits[1])
+
+    policy.model.save_pretrained(tmp_path)
+    for name in policy.adapters.values():
+        assert (tmp_path / name / "adapter_model.safetensors").is_file()
+
+
+def test_evaluations_are_of_the_views(lived: Any) -> None:
+    from hf_lifealign._files import read_json
+    from hf_lifealign.lifelong.evaluation import pair_margins
+    from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
+
+    folder = lived[0]
+    policy = load_routed(tiny_model(), folder / "adapters" / "02-omega", tiny_tokenizer())
+    assert policy.gate.tasks == ("alpha", "omega")
+    pairs = encode_pairs(stream()["alpha"].load().test, tiny_tokenizer(), 1024)
+    with policy.model.disable_adapter():
+        reference = score_pairs(policy.model, pairs, 0)
+    policy.model.set_adapter(policy.adapters["alpha"])
+    margins = pair_margins(score_pairs(policy.model, pairs, 0), reference)
+    told = read_json(folder / "evaluation" / "after-02-omega" / "alpha.json")["pair_margins"]
+    assert told == pytest.approx(margins, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("warm_start", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_interrupted_life_ends_as_one_that_was_not(warm_start: bool, tmp_path: Path) -> None:
+    life(tmp_path / "whole", warm_start=warm_start).train()
+    with pytest.raises(KeyboardInterrupt):
+        life(tmp_path / "broken", warm_start=warm_start, callbacks=[Stop()]).train()
+    life(tmp_path / "broken", warm_start=warm_start).train()
+    whole, broken = (life_files(tmp_path / run) for run in ("whole", "broken"))
+    assert set(whole) == set(broken)
+    assert not [file for file in whole if file.endswith(".safetensors") and whole[file] != broken[file]]
+
+
+def test_killed_in_an_evaluation_it_goes_on_with_the_gate_of_that_task(
+    lived: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = examiner.score_pairs
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if (tmp_path / "work" / "02-omega" / "after-preference").is_dir():
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(examiner, "score_pairs", dying)
+    with pytest.raises(KeyboardInterrupt):
+        life(tmp_path).train()
+    monkeypatch.setattr(examiner, "score_pairs", real)
+    assert life(tmp_path).train()["matrices"]["margin"] == lived[1]["matrices"]["margin"]
+
+
+def test_a_life_goes_on_elsewhere(lived: Any, tmp_path: Path) -> None:
+    names = stream().names
+    folder = lived[0] / "adapters" / "02-omega"
+    life(tmp_path, TaskStream([stream()[names[2]]]), continue_from=str(folder)).train()
+    final = [load_file(run / "adapters" / "03-kappa" / "adapter_model.safetensors") for run in (lived[0], tmp_path)]
+    for name in final[0]:
+        torch.testing.assert_close(final[1][name], final[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_judges_and_samples_ask_the_views(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    def length(prompts: Any, texts: Any, references: Any) -> list[float]:
+        heard.extend(prompts)
+        return [float(len(text)) for text in texts]
+
+    run = life(tmp_path, TaskStream(list(stream())[:2]), judges={"length": length}, sample_prompts=["alpha alpha"])
+    matrix = run.train()
+    assert set(matrix["matrices"]) >= {"length"}
+    assert any("omega" in prompt for prompt in heard)
+    policy = load_routed(tiny_model(), tmp_path / "adapters" / "02-omega", tiny_tokenizer())
+    rows = stream()["omega"].load().test
+    answers = policy.generate(rows["prompt"], max_new_tokens=run.args.max_new_tokens)
+    assert matrix["matrices"]["length"][1][1] == pytest.approx(sum(map(len, answers)) / len(answers), rel=1e-6)
+
+
+def test_what_does_not_fit_is_refused(lived: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Use a LoraConfig"):
+        tiny_life(tmp_path / "a", strategies=["routed_memory", "consolidation"], peft_config=slmc()).train()
+    with pytest.raises(ValueError, match="each say which view"):
+        tiny_life(tmp_path / "c", stream(), strategies=["routed_memory", OtherRoutes()], warm_start=False,
+                  peft_config=LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")).train()  # fmt: skip
+    for option, value in (("lean", 1.5), ("lean", -0.1), ("ridge", 0)):
+        with pytest.raises(ValueError, match=f"{option}={value}"):
+            resolve_strategies([{"name": "routed_memory", option: value}])
+    with pytest.raises(FileNotFoundError, match="no routed memory"):
+        load_routed(tiny_model(), tmp_path, tiny_tokenizer())
+    with pytest.raises(ValueError, match="the base that the life began with"):
+        load_routed(tiny_model(hidden_size=64), lived[0] / "adapters" / "03-kappa", tiny_tokenizer())
+    copy = shutil.copytree(lived[0], tmp_path / "copy")
+    for file in copy.rglob("strategies/**/02-omega.safetensors"):
+        file.unlink()
+    with pytest.raises(ValueError, match="lacks"):
+        load_routed(tiny_model(), copy / "adapters" / "03-kappa", tiny_tokenizer())
