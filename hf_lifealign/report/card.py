@@ -94,6 +94,7 @@ def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any])
         "trainer": trainer,
         # a baseline owes nothing to LifeAlign
         "cites_lifealign": trainer != "DPOTrainer" or bool(entries),
+        "strategies": [strategy.get("name") for strategy in settings.get("strategies") or ()],
         "lineage": lineage_table(entries) if entries else "",
         "measures": _measures(context.get("matrix"), len(tasks) or None),
         "settings": settings_table(settings) if settings else "",
