@@ -38,10 +38,10 @@ class Gate:
     tasks: tuple[str, ...]
     means: Array
     second: Array
-    ridge: float = 0.1
+    ridge: float = 1.0
 
     @classmethod
-    def empty(cls, features: int, ridge: float = 0.1) -> "Gate":
+    def empty(cls, features: int, ridge: float = 1.0) -> "Gate":
         """A gate without tasks."""
         return cls((), np.zeros((0, features)), np.zeros((features, features)), ridge)
 

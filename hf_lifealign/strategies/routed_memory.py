@@ -45,12 +45,12 @@ class RoutedMemoryStrategy(FreshStart):
     Args:
         lean (`float`, *optional*, defaults to `1/3`): share of the mean of all updates in each view, in [0, 1]. 0 is a
             task's own update alone, 1 the same mean for every prompt.
-        ridge (`float`, *optional*, defaults to `0.1`): of the gate's regression, above 0.
+        ridge (`float`, *optional*, defaults to `1.0`): of the gate's regression, above 0.
     """
 
     name = FOLDER
 
-    def __init__(self, lean: float = 1 / 3, ridge: float = 0.1):
+    def __init__(self, lean: float = 1 / 3, ridge: float = 1.0):
         if not 0 <= lean <= 1:
             raise ValueError(f"You set lean={lean} of the strategy {self.name!r}. It has to lie in [0, 1].")
         if not ridge > 0:
