@@ -17,7 +17,7 @@ from hf_lifealign._files import read_json, write_json, write_text
 from hf_lifealign.compare.figures import METRICS, TITLES, matrix_of, summarise
 from hf_lifealign.compare.plan import Arm, Plan
 from hf_lifealign.compare.processes import Children, alone_in
-from hf_lifealign.lifelong.evaluation import PAIR_MARGINS
+from hf_lifealign.lifelong.evaluation import PAIR_MARGINS, ROUTES
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.slmc.memory import MEMORY_DIR
 
@@ -145,6 +145,7 @@ def _outcome(root: Path) -> dict[str, Any]:
         [read_json(directory.evaluation(after, task))[PAIR_MARGINS] for task in tasks[: i + 1]]
         for i, after in enumerate(tasks)
     ]
+    routes = {task: read_json(directory.evaluation(tasks[-1], task)).get(ROUTES) for task in tasks}
     records = [entry["record"] for entry in state["tasks"]]
     phases = [phase for record in records for phase in record["phases"]]
     return {
@@ -159,6 +160,7 @@ def _outcome(root: Path) -> dict[str, Any]:
         "trainable_parameters": phases[-1].get("trainable_parameters"),
         "kept_mb": round(_kept_bytes(root, directory.adapter(tasks[-1])) / 2**20, 4),
         "perplexity": matrix["perplexity"],
+        "routes": routes if any(routes.values()) else None,  # of each task's test pairs, by the view that answered
     }
 
 

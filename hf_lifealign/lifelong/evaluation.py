@@ -14,10 +14,11 @@ from hf_lifealign._modes import evaluating
 from hf_lifealign.judges import Judge
 from hf_lifealign.lifelong.scoring import EncodedPair
 
-# how many test pairs a result stands on, and the margin of each in nats, in the order of the test rows; both are kept
-# beside the measures
-SCORED_PAIRS, PAIR_MARGINS = "scored_pairs", "pair_margins"
-BESIDE = frozenset({SCORED_PAIRS, PAIR_MARGINS})
+# Kept beside the measures: how many test pairs a result stands on, the margin of each in nats, in the order of the test
+# rows, and how many of them each view answered, where prompts are routed. The last two stay in the run's folder.
+SCORED_PAIRS, PAIR_MARGINS, ROUTES = "scored_pairs", "pair_margins", "routes"
+BESIDE = frozenset({SCORED_PAIRS, PAIR_MARGINS, ROUTES})
+UNPUBLISHED = frozenset({PAIR_MARGINS, ROUTES})
 
 
 def pair_margins(policy: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]]) -> list[float]:

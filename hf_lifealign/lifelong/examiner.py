@@ -14,6 +14,7 @@ from hf_lifealign._resources import resource_path
 from hf_lifealign.judges import Judge, judge_name, resolve_judge
 from hf_lifealign.lifelong.evaluation import (
     BESIDE,
+    ROUTES,
     adapters_off,
     generate_answers,
     judge_results,
@@ -72,6 +73,7 @@ class Examiner:
         folder = Path(shared).expanduser() if shared else run.directory.references
         self.store = ReferenceStore(folder, run.is_main_process)
         self._credited: set[str] = set()
+        self._routes: dict[str, int] = {}
         self._encoded: dict[str, tuple[Dataset, list[EncodedPair]]] = {}
 
     # References
@@ -173,7 +175,10 @@ class Examiner:
             reference = self.reference(test, f"{name}-test")
             if after is None:
                 run.progress.advance(len(pairs))
+            self._routes = {}
             results = margin_results(None if after is None else self._score, pairs, reference)
+            if self._routes:
+                results[ROUTES] = self._routes
             subset = test.select(range(min(len(test), run.args.judge_prompts)))
             results |= judge_results(self._answer, subset, self.judges)
             self._write(path, results)
@@ -198,6 +203,7 @@ class Examiner:
         if not routed:
             return [(list(range(len(prompts))), nullcontext())]
         strategy, names = routed[0]
+        self._routes = {name: names.count(name) for name in sorted(set(names))}
         return [
             ([i for i, other in enumerate(names) if other == name], strategy.view(run, name))
             for name in sorted(set(names))

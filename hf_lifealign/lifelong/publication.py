@@ -18,7 +18,7 @@ from hf_lifealign.hub.contents import STRATEGIES, is_allowed
 from hf_lifealign.hub.outbox import Outbox
 from hf_lifealign.hub.record import RunRecord
 from hf_lifealign.lifelong.config import LifelongConfig
-from hf_lifealign.lifelong.evaluation import PAIR_MARGINS
+from hf_lifealign.lifelong.evaluation import UNPUBLISHED
 from hf_lifealign.lifelong.matrix import PERPLEXITY, published_matrix
 from hf_lifealign.report import write_adapter_card, write_matrix_picture
 from hf_lifealign.strategies import PREFERENCE
@@ -82,7 +82,7 @@ def _results(folder: Path, tasks: list[str]) -> dict[str, dict[str, float]]:
     """Results at one stage on tasks and on general text; later tasks are not spoken of, nor single pairs."""
     known = {*tasks, PERPLEXITY}
     found = {path.stem: read_json(path) for path in sorted(folder.glob("*.json")) if path.stem in known}
-    return {task: {k: v for k, v in results.items() if k != PAIR_MARGINS} for task, results in found.items()}
+    return {task: {k: v for k, v in results.items() if k not in UNPUBLISHED} for task, results in found.items()}
 
 
 def freeze_strategies(run: "LifelongTrainer", folder: Path) -> None:

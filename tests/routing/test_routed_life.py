@@ -1,6 +1,9 @@
 """The strategy "routed_memory" in a life, and what is loaded of it."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
 from support.life import Stop, life_files, slmc, swapped, tiny_life
-from support.tiny import preference_rows, tiny_model, tiny_tokenizer
+from support.tiny import preference_rows, tiny_model, tiny_tokenizer, write_jsonl
 
 from hf_lifealign import LifelongTrainer, Strategy, Task, TaskStream, load_routed
 from hf_lifealign.lifelong import examiner
@@ -126,7 +129,9 @@ def test_evaluations_are_of_the_views(lived: Any) -> None:
         reference = score_pairs(policy.model, pairs, 0)
     policy.model.set_adapter(policy.adapters["alpha"])
     margins = pair_margins(score_pairs(policy.model, pairs, 0), reference)
-    told = read_json(folder / "evaluation" / "after-02-omega" / "alpha.json")["pair_margins"]
+    kept = read_json(folder / "evaluation" / "after-02-omega" / "alpha.json")
+    assert kept["routes"] == {"alpha": 6}
+    told = kept["pair_margins"]
     assert told == pytest.approx(margins, rel=1e-3, abs=1e-3)
 
 
@@ -202,3 +207,22 @@ def test_what_does_not_fit_is_refused(lived: Any, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ValueError, match="lacks"):
         load_routed(tiny_model(), copy / "adapters" / "03-kappa", tiny_tokenizer())
+
+
+def test_the_ablation_tells_parts_apart(tiny_dir: str, tmp_path: Path) -> None:
+    """The benchmark's script: what gate and views do, from a finished life."""
+    stream_file = tmp_path / "rows"
+    for task in stream():
+        (stream_file / task.name).mkdir(parents=True)
+        write_jsonl(stream_file / task.name / "validation.jsonl", list(task.load().test))
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    tiny_life(tmp_path / "run", stream(), strategies=["routed_memory"], peft_config=config, warm_start=False,
+              model=tiny_dir).train()  # fmt: skip
+    line = [sys.executable, "benchmarks/stream/ablate.py", str(tmp_path / "run"), str(stream_file), "--model", tiny_dir]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads((tmp_path / "ablation.json").read_text())
+    names = {"one adapter, the mean", "task known, lean 0.00", "gate, lean 0.00", "task known, lean 0.33"}
+    assert set(told["accuracy"]) == names | {"gate, lean 0.33"}
+    assert told["accuracy"]["gate, lean 0.33"] == dict.fromkeys(stream().names, 1.0)
+    assert told["routes"]["omega"] == {"alpha": 0, "omega": 6, "kappa": 0}
