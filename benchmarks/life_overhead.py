@@ -12,6 +12,7 @@ the training (`precompute_ref_log_probs`), as a life does. Prints seconds, what 
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from common import quiet
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig
 
 from hf_lifealign._files import read_json
 from hf_lifealign._recipes import find_recipe
+from hf_lifealign.lifelong.adapters import load_base
 from hf_lifealign.lifelong.recipe import build_adapter, build_run, quiet_libraries, read_recipe
 from hf_lifealign.models import resolve_model
 
@@ -43,24 +45,21 @@ def life(recipe: dict[str, Any], base_dir: Path) -> dict[str, float]:
 
 
 def bare(recipe: dict[str, Any], base_dir: Path, precompute: bool) -> float:
-    """Seconds of the trainer alone on each task's rows in turn."""
+    """Seconds of the trainer alone on each task's rows in turn, from loading the model on."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
         run = build_run(recipe, base_dir, folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            resolve_model(recipe["model"]), **(recipe.get("model_init_kwargs") or {})
-        )
+        own = {field.name for field in dataclasses.fields(LoraConfig)}
         adapter = dict(recipe.get("adapter") or {"target_modules": "all-linear"})
-        if adapter.get("type", "slmc") == "slmc":
-            adapter["type"] = "lora"
-        peft_config = build_adapter(adapter)
+        peft_config: Any = build_adapter({key: adapter[key] for key in adapter if key in own} | {"type": "lora"})
+        start = time.perf_counter()
+        model: Any = load_base(resolve_model(recipe["model"]), recipe.get("model_init_kwargs") or {}, run.training_args)
         for task in run.stream:
             args = copy.deepcopy(run.training_args)
             args.output_dir, args.save_strategy, args.report_to = folder, "no", []
             args.precompute_ref_log_probs = precompute
             trainer = run.trainer_class(
-                model=model, args=args, train_dataset=task.load().train,
-                processing_class=run.processing_class, peft_config=peft_config,
+                model=model, args=args, train_dataset=task.load().train, processing_class=run.processing_class,
+                peft_config=peft_config,
             )  # fmt: skip
             trainer.train()
             model, peft_config = trainer.model, None
@@ -79,6 +78,8 @@ def main() -> None:
     quiet(options.threads)
     quiet_libraries()
     recipe, base_dir = read_recipe(options.recipe, options.set), find_recipe(options.recipe).resolve().parent
+    if recipe.get("warm_start"):
+        raise SystemExit("The bare side has no warm start. Give --set warm_start=null.")
     lives, plain, ahead = [], [], []
     for _ in range(options.turns):
         lives.append(life(recipe, base_dir))

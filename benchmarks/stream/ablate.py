@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from prepare import PARTS
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hf_lifealign import FPOConfig
 from hf_lifealign._files import read_json, write_json
 from hf_lifealign.compare.figures import wins
-from hf_lifealign.lifelong.evaluation import pair_margins
+from hf_lifealign.lifelong.evaluation import pair_margins, prompt_ids
 from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
 from hf_lifealign.models import resolve_model
 from hf_lifealign.routing import load_routed, prompt_features, view_weights
@@ -52,33 +51,33 @@ class Memory:
 
     def __init__(self, run: Path, rows: Path, part: str, pairs: int, model: str) -> None:
         settings = read_json(run / "state.json")["settings"]
-        self.tasks = [task["name"] for task in settings["tasks"]]
         folder = resolve_model(model)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        dtype = getattr(torch, (settings["model_init_kwargs"] or {}).get("dtype", "float32"))
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        last = f"{len(self.tasks):02d}-{self.tasks[-1]}"
-        policy = load_routed(base, run / "adapters" / last, self.tokenizer)
-        self.model, self.gate = policy.model, policy.gate
+        last = max(folder.name for folder in (run / "adapters").iterdir())
+        policy = load_routed(folder, run / "adapters" / last, self.tokenizer)
+        self.model, self.gate, self.tasks = policy.model, policy.gate, policy.gate.tasks
         memory = run / "routed_memory"
         self.updates = {
             task: read_tensors(memory / f"{i:02d}-{task}.safetensors") for i, task in enumerate(self.tasks, start=1)
         }
-        self.pairs, self.reference = {}, {}
+        self.pairs, self.prompts, self.reference = {}, {}, {}
+        args = settings["training"]
         for task in self.tasks:
             lines = (rows / task / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:pairs]
+            read = [json.loads(line) for line in lines]
             found = encode_pairs(
-                Dataset.from_list([json.loads(line) for line in lines]), self.tokenizer,
-                settings["training"].get("max_length", FPOConfig.max_length),
+                Dataset.from_list(read), self.tokenizer, args.get("max_length", FPOConfig.max_length),
+                args.get("truncation_mode", FPOConfig.truncation_mode),
             )  # fmt: skip
-            self.pairs[task] = [pair for pair in found if not pair.is_empty]
+            whole = [i for i, pair in enumerate(found) if not pair.is_empty]
+            self.pairs[task] = [found[i] for i in whole]
+            self.prompts[task] = prompt_ids(self.tokenizer, [read[i] for i in whole])
             with self.model.disable_adapter():
                 self.reference[task] = score_pairs(self.model, self.pairs[task], 0, 16)
 
     def routes(self, task: str) -> list[str]:
         """Where the gate leads the prompts of a task."""
-        prompts = [pair.chosen[: pair.chosen_start] for pair in self.pairs[task]]
-        return self.gate.route(prompt_features(self.model, prompts, 0))
+        return self.gate.route(prompt_features(self.model, self.prompts[task], 0))
 
     def put(self, weights: Mapping[str, float]) -> None:
         """Makes a weighed sum of the updates the model's adapter."""

@@ -15,17 +15,18 @@ writes it, and `chosen.json` says which rate was taken and why.
 """
 
 import argparse
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from prepare import PARTS, TASKS, add_sizes, prepare
 
+from hf_lifealign._files import read_json, write_json
 from hf_lifealign.compare.document import write_comparison
 from hf_lifealign.compare.figures import METRICS, matrix_of, summarise
 from hf_lifealign.compare.plan import Plan, read_plan
-from hf_lifealign.compare.runner import DONE, run_arms
+from hf_lifealign.compare.runner import DONE, collected, run_arms
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("sweep", "final", "orders", "baselines")
@@ -64,11 +65,13 @@ def plan_of(
     return read_plan(file)
 
 
-def live(plan: Plan | None, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Runs a stage and writes its tables."""
+def live(plan: Plan | None, options: argparse.Namespace, asked: set[str]) -> list[dict[str, Any]]:
+    """Runs the asked methods of a stage, and writes its tables of all that have been run."""
     if plan is None:
         return []
-    results = run_arms(plan, options.output, lambda line: print(line, flush=True), jobs=options.jobs)
+    part = replace(plan, arms=[arm for arm in plan.arms if arm.method in asked])
+    run_arms(part, options.output, lambda line: print(line, flush=True), jobs=options.jobs)
+    results = collected(plan)
     write_comparison(plan, results)
     print(f"{plan.output_dir}/comparison.md, comparison.png", flush=True)
     return results
@@ -79,20 +82,40 @@ def rated(method: dict[str, Any], rate: float) -> dict[str, Any]:
     return method | {"training": (method.get("training") or {}) | {"learning_rate": rate}}
 
 
-def sweep(options: argparse.Namespace, content: dict[str, Any], names: list[str]) -> dict[str, float]:
-    """The best learning rate of each method: that with the highest Last on validation rows, of a seed of its own."""
-    labels = {f"{name}-{rate:g}": (name, rate) for name in names for rate in content["grid"]}
+def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]) -> dict[str, float]:
+    """Runs the asked methods with each learning rate, and tells the best one of each that has been run with all: that
+    with the highest Last on validation rows, of a seed of its own."""
+    labels = {f"{name}-{rate:g}": (name, rate) for name in content["methods"] for rate in content["grid"]}
     methods = {label: rated(content["methods"][name]["settings"], rate) for label, (name, rate) in labels.items()}
     plan = plan_of(options, content, "sweep", "validation", methods, ["first"], [SWEEP_SEED], next(iter(methods)))
-    found: dict[str, dict[float, float]] = {name: {} for name in names}
-    for result in live(plan, options):
-        if result["status"] == DONE:
-            name, rate = labels[result["method"]]
-            found[name][rate] = float(summarise(matrix_of(result["margins"]))[METRICS.index("last_performance")])
-    chosen = {name: max(rates, key=rates.__getitem__) for name, rates in found.items() if rates}
-    kept = options.output / "chosen.json"
-    kept.write_text(json.dumps({"last_on_validation": found, "chosen": chosen}, indent=1) + "\n", encoding="utf-8")
+    ended: dict[str, dict[float, float | None]] = {}
+    for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
+        name, rate = labels[result["method"]]
+        last = METRICS.index("last_performance")
+        value = float(summarise(matrix_of(result["margins"]))[last]) if result["status"] == DONE else None
+        ended.setdefault(name, {})[rate] = value
+    chosen = {}
+    for name, rates in ended.items():
+        found = {rate: value for rate, value in rates.items() if value is not None}
+        if len(rates) == len(content["grid"]) and found:
+            chosen[name] = max(found, key=found.__getitem__)
+    write_json(options.output / "chosen.json", {"last_on_validation": ended, "chosen": chosen})
     return chosen
+
+
+def prepared(options: argparse.Namespace) -> None:
+    """Cuts the data, or ends the benchmark if the output holds others."""
+    told = {"tokens": options.tokens, "sizes": {part: getattr(options, part) for part in PARTS}, "model": options.model}
+    file = options.output / "data" / "manifest.json"
+    if not file.is_file():
+        prepare(options.data, options.output / "data", told["sizes"], options.tokens, options.model)
+        return
+    held = read_json(file)
+    other = sorted(key for key in told if held.get(key) != told[key])
+    if other:
+        raise SystemExit(
+            f"{file.parent} holds rows cut with other settings ({', '.join(other)}). Give another --output."
+        )
 
 
 def main() -> None:
@@ -107,12 +130,10 @@ def main() -> None:
     add_sizes(parser)
     options = parser.parse_args()
     content = settings_of(options)
-    sizes = {part: getattr(options, part) for part in PARTS}
-    if not (options.output / "data" / "manifest.json").is_file():
-        prepare(options.data, options.output / "data", sizes, options.tokens, options.model)
-    names = options.methods or list(content["methods"])
-    kinds = {name: content["methods"][name]["kind"] for name in names}
-    chosen = sweep(options, content, names)
+    prepared(options)
+    asked = options.methods or list(content["methods"])
+    kinds = {name: method["kind"] for name, method in content["methods"].items()}
+    chosen = sweep(options, content, asked if "sweep" in options.stage else [])
     best = {name: rated(content["methods"][name]["settings"], rate) for name, rate in chosen.items()}
     wanted = {
         "final": ({n: m for n, m in best.items() if kinds[n] in ("required", "ours")}, ["first"], options.seeds),
@@ -120,10 +141,15 @@ def main() -> None:
                    options.seeds),
         "baselines": ({n: m for n, m in best.items() if kinds[n] == "baseline"}, ["first"], options.seeds[:1]),
     }  # fmt: skip
-    for stage in options.stage:
-        if stage in wanted:
-            methods, orders, seeds = wanted[stage]
-            live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options)
+    for stage in (stage for stage in options.stage if stage in wanted):
+        methods, orders, seeds = wanted[stage]
+        unswept = [n for n in asked if n not in chosen]
+        if unswept:
+            print(
+                f"{stage}: no learning rate has been chosen yet for {', '.join(unswept)}; run the stage sweep",
+                flush=True,
+            )
+        live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options, set(asked))
 
 
 if __name__ == "__main__":

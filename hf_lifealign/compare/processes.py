@@ -1,4 +1,4 @@
-"""Processes that do not outlive what began them, and folders that hold one of them at a time."""
+"""Processes that end with what began them, unless that is killed, and folders that hold one of them at a time."""
 
 import contextlib
 import subprocess

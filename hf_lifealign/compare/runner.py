@@ -23,6 +23,7 @@ from hf_lifealign.slmc.memory import MEMORY_DIR
 
 DONE, FAILED = "done", "failed"
 _RESULT = "result.json"
+_ENDED_BY_SOMEBODY = {getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
 
 
 def run_arms(
@@ -55,8 +56,7 @@ def run_arms(
     spent: list[float] = []
     environment = dict(os.environ)
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // jobs)))
     errors: list[BaseException] = []
 
     def run(i: int) -> float | None:
@@ -89,6 +89,13 @@ def run_arms(
     if errors:
         raise errors[0]
     return [result for result in results if result is not None]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def collected(plan: Plan) -> list[dict[str, Any]]:
@@ -125,10 +132,12 @@ def _run(arm: Arm, folder: Path, data_dir: Path, children: Children, environment
     else:
         told = (folder / "run.log").read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
         words = next((each for each in reversed(told) if each.strip()), "")
-        if code in (130, -2):
+        if code in (130, -signal.SIGINT):
             raise KeyboardInterrupt
         if code == -signal.SIGKILL:
             words = "killed by the system, as it does when memory runs out (signal 9)"
+        elif code < 0 and -code not in _ENDED_BY_SOMEBODY:
+            words = f"ended by signal {-code} ({signal.strsignal(-code)}); the last line of its log: {words}"
         elif code < 0:
             raise OSError(f"The run {arm.name} was ended by signal {-code}. Give the same command again to go on.")
         result = what | {"status": FAILED, "error": words.removeprefix("lifealign: error: ")}

@@ -45,7 +45,7 @@ def preference_results(margins: Sequence[float]) -> dict[str, float]:
 
 
 def margin_results(
-    score: Callable[[list[EncodedPair]], list[tuple[float, float]]] | None,
+    score: Callable[[list[int]], list[tuple[float, float]]] | None,
     pairs: Sequence[EncodedPair],
     reference: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def margin_results(
     not count.
 
     Args:
-        score (`Callable`, *optional*): gives the policy's log-probabilities of chosen and rejected for pairs. Without
-            it the reference itself is measured, whose margins are zero and not only nearly so.
+        score (`Callable`, *optional*): gives the policy's log-probabilities of chosen and rejected for the pairs of
+            some indices. Without it the reference itself is measured, whose margins are zero and not only nearly so.
         pairs (`Sequence[EncodedPair]`), reference (`Sequence[tuple[float, float]]`): with their log-probabilities under
             the reference.
 
@@ -68,7 +68,7 @@ def margin_results(
             "the training arguments."
         )
     base = [reference[i] for i in kept]
-    margins = pair_margins(base if score is None else score([pairs[i] for i in kept]), base)
+    margins = pair_margins(base if score is None else score(kept), base)
     return preference_results(margins) | {SCORED_PAIRS: float(len(kept)), PAIR_MARGINS: margins}
 
 
@@ -93,9 +93,10 @@ def prompt_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str,
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Token ids of [`prompt_texts`]; a chat template sets special tokens itself."""
-    standard = all(isinstance(row["prompt"], str) for row in rows)
-    ids: list[list[int]] = tokenizer(prompt_texts(tokenizer, rows), add_special_tokens=standard)["input_ids"]
-    return ids
+    return [
+        tokenizer(text, add_special_tokens=isinstance(row["prompt"], str))["input_ids"]
+        for text, row in zip(prompt_texts(tokenizer, rows), rows, strict=True)
+    ]
 
 
 @torch.no_grad()

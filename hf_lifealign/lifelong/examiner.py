@@ -19,7 +19,6 @@ from hf_lifealign.lifelong.evaluation import (
     generate_answers,
     judge_results,
     margin_results,
-    prompt_ids,
 )
 from hf_lifealign.lifelong.matrix import PERPLEXITY
 from hf_lifealign.lifelong.phases import REFERENCE_COLUMNS
@@ -78,8 +77,7 @@ class Examiner:
 
     # References
 
-    def encoded(self, rows: Dataset, key: str) -> list[EncodedPair]:
-        """Rows as the trainer cuts them, kept under the name `key` as long as they are the same."""
+    def _encode(self, rows: Dataset, key: str) -> list[EncodedPair]:
         cached = self._encoded.get(key)
         if cached is None or cached[0] is not rows:
             args = self.run.training_args
@@ -98,7 +96,7 @@ class Examiner:
                 mixed precision, without which a margin that is zero would not look it.
         """
         run = self.run
-        pairs = self.encoded(rows, key)
+        pairs = self._encode(rows, key)
         args = run.training_args
         ld_alpha = getattr(args, "ld_alpha", None) if for_training else None
         mixed = (torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None) if for_training else None
@@ -130,7 +128,7 @@ class Examiner:
 
     def reference_pairs(self, rows: Dataset, key: str) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
         """Rows as the trainer cuts them, and their log-probabilities as of [`Examiner.reference`]."""
-        return self.encoded(rows, key), self.reference(rows, key)
+        return self._encode(rows, key), self.reference(rows, key)
 
     @property
     def _pad(self) -> int:
@@ -157,51 +155,53 @@ class Examiner:
             self._perplexity(None)
             path = run.directory.evaluation(None, _SAMPLES)
             if run.args.sample_prompts and not run.agreed(path.is_file()):
-                answers = generate_answers(
-                    run.model, run.processing_class, self._sample_rows(), run.args.max_new_tokens,
-                    run.args.eval_batch_size,
-                )  # fmt: skip
-                self._write(path, {"answers": answers})
+                self._write(path, {"answers": self._generate(self._sample_rows())})
 
     def _examine_task(self, after: str | None, name: str) -> None:
         run = self.run
         path = run.directory.evaluation(after, name)
-        for strategy in run.strategies:
+        # the base is nobody's
+        strategies = [] if after is None else run.strategies
+        for strategy in strategies:
             strategy.before_evaluation(run, name)
         if not run.agreed(path.is_file()):
             run.progress.stage(f"after {after or 'nothing'} · evaluating {name}")
             test = run.stream[name].load().test
-            pairs = self.encoded(test, f"{name}-test")
+            pairs = self._encode(test, f"{name}-test")
             reference = self.reference(test, f"{name}-test")
             if after is None:
                 run.progress.advance(len(pairs))
             self._routes = {}
-            results = margin_results(None if after is None else self._score, pairs, reference)
+
+            def score(kept: list[int]) -> list[tuple[float, float]]:
+                return self._score([pairs[i] for i in kept], test.select(kept))
+
+            results = margin_results(None if after is None else score, pairs, reference)
             if self._routes:
                 results[ROUTES] = self._routes
             subset = test.select(range(min(len(test), run.args.judge_prompts)))
-            results |= judge_results(self._answer, subset, self.judges)
+            results |= judge_results(self._generate if after is None else self._answer, subset, self.judges)
             self._write(path, results)
         else:
             run.progress.advance(len(run.stream[name].load().test))
         results = {name: value for name, value in read_json(path).items() if name not in BESIDE}
-        for strategy in run.strategies:
+        for strategy in strategies:
             strategy.after_evaluation(run, name, results)
 
-    def _parts(self, prompts: Sequence[Sequence[int]]) -> list[tuple[list[int], AbstractContextManager[None]]]:
-        """Which prompts are answered together, and the context in which the model is what answers them.
+    def _parts(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[int], AbstractContextManager[None]]]:
+        """Which rows' prompts are answered together, and the context in which the model is what answers them.
 
         Raises:
             ValueError: if several strategies route prompts.
         """
         run = self.run
-        routed = [(s, found) for s in run.strategies if (found := s.routes(run, prompts)) is not None]
+        routed = [(s, found) for s in run.strategies if (found := s.routes(run, rows)) is not None]
         if len(routed) > 1:
             raise ValueError(
                 f"The strategies {[s.name for s, _ in routed]} each say which view answers a prompt. Use one of them."
             )
         if not routed:
-            return [(list(range(len(prompts))), nullcontext())]
+            return [(list(range(len(rows))), nullcontext())]
         strategy, names = routed[0]
         self._routes = {name: names.count(name) for name in sorted(set(names))}
         return [
@@ -209,11 +209,11 @@ class Examiner:
             for name in sorted(set(names))
         ]
 
-    def _score(self, pairs: list[EncodedPair]) -> list[tuple[float, float]]:
-        """Log-probabilities of chosen and rejected under the policy."""
+    def _score(self, pairs: list[EncodedPair], rows: Dataset) -> list[tuple[float, float]]:
+        """Log-probabilities of chosen and rejected under the policy, of pairs and the rows they are of."""
         run = self.run
         scored: dict[int, tuple[float, float]] = {}
-        for indices, context in self._parts([pair.chosen[: pair.chosen_start] for pair in pairs]):
+        for indices, context in self._parts(rows):
             with context:
                 part = score_pairs(
                     run.model, [pairs[i] for i in indices], self._pad, run.args.eval_batch_size,
@@ -224,16 +224,18 @@ class Examiner:
 
     def _answer(self, rows: list[dict[str, Any]]) -> list[str]:
         """The policy's answers to the prompts of rows."""
-        run = self.run
         answers: dict[int, str] = {}
-        for indices, context in self._parts(prompt_ids(run.processing_class, rows)):
+        for indices, context in self._parts(rows):
             with context:
-                part = generate_answers(
-                    run.model, run.processing_class, [rows[i] for i in indices], run.args.max_new_tokens,
-                    run.args.eval_batch_size,
-                )  # fmt: skip
-            answers |= zip(indices, part, strict=True)
+                answers |= zip(indices, self._generate([rows[i] for i in indices]), strict=True)
         return [answers[i] for i in range(len(rows))]
+
+    def _generate(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Answers of the model as it stands."""
+        run = self.run
+        return generate_answers(
+            run.model, run.processing_class, rows, run.args.max_new_tokens, run.args.eval_batch_size
+        )
 
     def _perplexity(self, after: str | None) -> None:
         run = self.run

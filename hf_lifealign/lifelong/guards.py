@@ -39,11 +39,20 @@ def refuse_sharded_training(*arguments: Any) -> None:
 
 
 def refuse_unfit_strategies(strategies: Sequence[Strategy], adapter: PeftConfig) -> None:
-    """Ends a run that would never consolidate its SLMC adapter, or that has no memory to consolidate into.
+    """Ends a run that would never consolidate its SLMC adapter, that has no memory to consolidate into, or whose
+    strategies take the adapter away from each other.
 
     Raises:
         ValueError: if exactly one of the two is there.
     """
+    replacing = [strategy.name for strategy in strategies if strategy.replaces_adapter]
+    reading = [strategy.name for strategy in strategies if strategy.reads_adapter]
+    if len(replacing) > 1 or (replacing and reading):
+        raise ValueError(
+            f"You set the strategies {[s.name for s in strategies]}. {replacing[0]!r} begins each task with the "
+            f"adapter as it was made, and puts another in its place afterwards; {(replacing[1:] + reading)[0]!r} needs "
+            "what the task itself has left there. Use one of them."
+        )
     kind = str(adapter.peft_type.value)  # type: ignore[union-attr]
     is_slmc = kind == "SLMC"
     if any(strategy.name == "consolidation" for strategy in strategies) == is_slmc:

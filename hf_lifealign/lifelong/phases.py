@@ -15,6 +15,7 @@ from transformers.trainer_utils import SaveStrategy
 from trl import DPOTrainer, SFTTrainer
 
 from hf_lifealign._files import read_json, remove_folder, write_json
+from hf_lifealign._modes import require_differentiable
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
 from hf_lifealign.slmc import ConsolidationCallback
 from hf_lifealign.strategies import WARM_START, Phase, PhaseTrainer
@@ -141,6 +142,7 @@ def build_trainer(
     extra_losses: Sequence[ExtraLoss],
 ) -> Trainer:
     """The trainer of a phase, on the chosen answers alone for the warm start."""
+    require_differentiable(model)
     cls = brought.trainer_class
     rows = rows.remove_columns([name for name in brought.without_columns if name in rows.column_names])
     if phase.name == WARM_START:

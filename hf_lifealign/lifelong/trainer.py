@@ -218,9 +218,10 @@ class LifelongTrainer:
         """Rows with columns of reference log-probabilities, if the preference phase measures against the base."""
         return self.examiner.with_reference(rows, key) if self.keeps_reference else rows
 
-    def encoded_pairs(self, rows: Dataset, key: str) -> list[EncodedPair]:
-        """Preference rows as the preference phase cuts them, kept under the name `key`."""
-        return self.examiner.encoded(rows, key)
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows per forward pass where nothing is trained."""
+        return self.args.eval_batch_size
 
     def reference_pairs(
         self, rows: list[dict[str, Any]], key: str

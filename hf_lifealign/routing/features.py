@@ -1,6 +1,7 @@
 """What the untouched base makes of a prompt: the features by which a gate tells prompts apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def feature_count(model: Any) -> int:
 
 @torch.no_grad()
 def prompt_features(
-    model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, batch_size: int = 16
+    model: Any, prompts: Sequence[Sequence[int]], pad_token_id: int, batch_size: int = 8
 ) -> NDArray[np.float64]:
     """Features of prompts under the untouched base: the hidden state in the middle layer, its mean over the prompt and
     that of its last token.
@@ -36,39 +37,60 @@ def prompt_features(
 
     Returns:
         `numpy.ndarray` of shape `(prompts, features)`.
+
+    Raises:
+        ValueError: if the model has no list of layers.
     """
     base = _base(model)
     told = [list(prompt) or [pad_token_id] for prompt in prompts]
     order = sorted(range(len(told)), key=lambda i: (len(told[i]), i))
-    device = next(base.parameters()).device
+    device = base.get_input_embeddings().weight.device
     found = np.zeros((len(told), 2 * int(base.config.get_text_config().hidden_size)))
-    with evaluating(model), _without_adapters(model):
+    plain = model.disable_adapter() if is_peft_model(model) else nullcontext()
+    with evaluating(model), plain, _middle_states(base.base_model) as seen:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            longest = len(told[batch[-1]])
-            ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.long, device=device)
-            mask = torch.zeros_like(ids)
+            lengths = [len(told[i]) for i in batch]
+            ids = torch.full((len(batch), lengths[-1]), pad_token_id, dtype=torch.long)
+            mask = torch.arange(lengths[-1]) < torch.tensor(lengths)[:, None]
             for row, i in enumerate(batch):
-                ids[row, : len(told[i])] = torch.tensor(told[i], device=device)
-                mask[row, : len(told[i])] = 1
-            states = base.base_model(
-                input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-            ).hidden_states
-            middle = states[len(states) // 2].double()
-            mean = (middle * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            last = middle[torch.arange(len(batch)), mask.sum(dim=1) - 1]
-            found[batch] = torch.cat([mean, last], dim=1).cpu().numpy()
-    width = found.shape[1]
-    if width > WIDEST:
-        found = found @ np.random.default_rng(width).standard_normal((width, WIDEST)) / np.sqrt(WIDEST)
-    return found
+                ids[row, : lengths[row]] = torch.tensor(told[i])
+            base.base_model(input_ids=ids.to(device), attention_mask=mask.long().to(device), use_cache=False)
+            states = seen.pop()
+            mean = (states * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            last = states[torch.arange(len(batch)), torch.tensor(lengths) - 1]
+            found[batch] = torch.cat([mean, last], dim=1).numpy()
+    return _projected(found)
+
+
+@contextmanager
+def _middle_states(backbone: Any) -> Iterator[list[torch.Tensor]]:
+    """What the middle layer gives in each forward pass, of shape `(prompts, tokens, hidden)`, in float64 on the CPU."""
+    lists = [module for module in backbone.modules() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(backbone).__name__} has no list of layers whose middle one could be read.")
+    layers = max(lists, key=len)
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        states = output if isinstance(output, torch.Tensor) else output[0]
+        seen.append(states.detach().cpu().double())
+
+    handle = layers[(len(layers) + 1) // 2 - 1].register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _projected(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    width = features.shape[1]
+    if width <= WIDEST:
+        return features
+    # the one stream of numpy that is promised never to change
+    directions = np.random.RandomState(width).standard_normal((width, WIDEST))
+    return np.asarray(features @ directions / np.sqrt(WIDEST))
 
 
 def _base(model: Any) -> Any:
     return model.get_base_model() if is_peft_model(model) else model
-
-
-def _without_adapters(model: Any) -> Any:
-    from hf_lifealign.lifelong.evaluation import adapters_off
-
-    return adapters_off(model)

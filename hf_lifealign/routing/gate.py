@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from hf_lifealign._files import replacing
 
 Array = NDArray[np.float64]
+# name of the strategy and of its folder, and what a gate's file tells beside the gate
+FOLDER, LEAN, DTYPE = "routed_memory", "lean", "dtype"
 _FORMAT, _KEY = "lifealign-gate-1", "gate"
 
 

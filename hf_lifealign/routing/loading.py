@@ -1,19 +1,17 @@
 """load_routed: the views of a routed memory as plain adapters of one model, and the gate that chooses among them."""
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.routing.features import feature_count, prompt_features
-from hf_lifealign.routing.gate import Gate, view_weights
+from hf_lifealign.routing.gate import DTYPE, FOLDER, LEAN, Gate, view_weights
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
-
-FOLDER = "routed_memory"
-LEAN = "lean"
 
 
 class RoutedPolicy:
@@ -42,24 +40,29 @@ class RoutedPolicy:
     def __init__(
         self, model: Any, tokenizer: "PreTrainedTokenizerBase", gate: Gate, adapters: Mapping[str, str]
     ) -> None:
+        if tokenizer.pad_token is None:
+            # as in a life, and the user's own stays as it is
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = tokenizer.eos_token
         self.model, self.tokenizer, self.gate, self.adapters = model, tokenizer, gate, dict(adapters)
 
-    def route(self, prompts: Sequence[Any]) -> list[str]:
+    def route(self, prompts: Sequence[Any], batch_size: int = 8) -> list[str]:
         """The task to which each prompt belongs.
 
         Args:
             prompts (`Sequence`): each a string, or a list of messages; as in the training rows.
+            batch_size (`int`): prompts of a forward pass.
         """
         from hf_lifealign.lifelong.evaluation import prompt_ids
 
         ids = prompt_ids(self.tokenizer, [{"prompt": prompt} for prompt in prompts])
-        return self.gate.route(prompt_features(self.model, ids, int(self.tokenizer.pad_token_id or 0)))
+        return self.gate.route(prompt_features(self.model, ids, int(self.tokenizer.pad_token_id or 0), batch_size))
 
     def generate(self, prompts: Sequence[Any], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
         """Greedy answers, each by the view of the task its prompt belongs to; the active adapter stays what it was."""
         from hf_lifealign.lifelong.evaluation import generate_answers
 
-        tasks, active = self.route(prompts), self.model.active_adapters
+        tasks, active = self.route(prompts, batch_size), self.model.active_adapters
         answers: dict[int, str] = {}
         try:
             for task in sorted(set(tasks)):
@@ -85,7 +88,8 @@ def load_routed(
     From a repository only safetensors and JSON are fetched, and checked against its lineage.
 
     Args:
-        base (`torch.nn.Module` or `str`): the base model, or its Hub id or path (loaded as a causal language model).
+        base (`torch.nn.Module` or `str`): the base model, or its Hub id or path (loaded as a causal language model,
+            in the precision of the life).
         path_or_repo (`str`): the folder of a task (`runs/NAME/adapters/NN-task`), or a Hub repository.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): of the base.
         revision (`str`, *optional*): branch, tag or commit of the repository.
@@ -100,6 +104,7 @@ def load_routed(
         DamagedRevisionError: if a file of a repository is not what its lineage says.
         HubError: if the Hub refuses or cannot be reached.
     """
+    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -111,10 +116,11 @@ def load_routed(
     folder, _ = locate_adapter(
         path_or_repo, revision, kwargs, only=lambda path: path in (CONFIG, WEIGHTS) or path.startswith(needed)
     )
-    gate, told, updates = _read_memory(folder)
+    gate, told, updates = _read_memory(folder.resolve())
     model: Any = base
     if isinstance(base, str | os.PathLike):
-        model = AutoModelForCausalLM.from_pretrained(resolve_model(str(base)))
+        dtype = getattr(torch, told.get(DTYPE, "float32"))
+        model = AutoModelForCausalLM.from_pretrained(resolve_model(str(base)), dtype=dtype)
     if feature_count(model) != gate.means.shape[1]:
         raise ValueError(
             f"The gate in {folder} reads {gate.means.shape[1]} features of a prompt, and {type(model).__name__} has "

@@ -1,6 +1,6 @@
 """What a strategy is: named phases around training, and what it may bring into training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,9 +104,9 @@ class Run(Protocol):
         """The task's own training rows, with reference log-probabilities where the run keeps them."""
         ...
 
-    def encoded_pairs(self, rows: "Dataset", key: str) -> "list[EncodedPair]":
-        """Preference rows as the preference phase cuts them, kept under the name `key`."""
-        ...
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows per forward pass where nothing is trained."""
 
     def reference_pairs(
         self, rows: list[dict[str, Any]], key: str
@@ -140,6 +140,11 @@ class Strategy:
     """
 
     name: str = "strategy"
+
+    # Whether it begins each task anew and puts something else in the adapter's place after it; and whether it goes by
+    # the values that the adapter has after a task. Both cannot stand in one run.
+    replaces_adapter: bool = False
+    reads_adapter: bool = False
 
     def refuse_below(self, least: int, **options: int) -> None:
         """Raises `ValueError` for an option that is below `least`."""
@@ -191,12 +196,12 @@ class Strategy:
     def before_evaluation(self, run: Run, task: str) -> None:
         """Before the model is evaluated on `task`."""
 
-    def routes(self, run: Run, prompts: Sequence[Sequence[int]]) -> list[str] | None:
-        """Which view of what was learnt answers each prompt, by name, judged by the prompt alone; `None` where one
-        model answers all. At most one strategy may say so. Every process has to call it.
+    def routes(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str] | None:
+        """Which view of what was learnt answers each row's prompt, by name, judged by the prompt alone; `None` where
+        one model answers all. At most one strategy may say so. Every process has to call it and get the same.
 
         Args:
-            prompts (`Sequence[Sequence[int]]`): token ids.
+            rows (`Sequence[Mapping]`): each with `prompt`, as in the data.
         """
         return None
 

@@ -20,6 +20,7 @@ class ConsolidationStrategy(Strategy):
     """
 
     name = "consolidation"
+    reads_adapter = True
 
     def __init__(self, phases: tuple[str, ...] | list[str] = (WARM_START, PREFERENCE)):
         unknown = sorted(set(phases) - {WARM_START, PREFERENCE})

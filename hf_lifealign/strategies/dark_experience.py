@@ -38,6 +38,7 @@ class DarkExperienceStrategy(MemoryStrategy):
     """
 
     name = "dark_experience"
+    reads_adapter = True
 
     def __init__(self, fraction: float = 0.2, capacity: int | None = None, batch_size: int = 4, weight: float = 1.0):
         super().__init__(fraction, capacity, batch_size)

@@ -64,6 +64,7 @@ class EWCStrategy(Strategy):
     """
 
     name = "ewc"
+    reads_adapter = True
 
     def __init__(self, weight: float = 1000.0, samples: int = 64):
         if not weight > 0:

@@ -9,6 +9,8 @@ from hf_lifealign.strategies.tensors import put_back, read_tensors, trainable_pa
 class FreshStart(Strategy):
     """Keeps the adapter as it was made in `initial.safetensors`, and puts it back in front of each task."""
 
+    replaces_adapter = True
+
     def _initial(self, run: Run) -> Path:
         return run.strategy_file(self, "initial.safetensors")
 

@@ -47,7 +47,8 @@ def summed_updates(
         weights (`Mapping[str, float]`): by task.
 
     Returns:
-        `(parameters, lost)`: by name, and the largest share of a module's squared norm that the rank leaves out.
+        `(parameters, lost)`: by name, in the updates' precision, and the largest share of a module's squared norm that
+        the rank leaves out.
     """
     most = 0.0
     content: Tensors = {}
@@ -55,6 +56,7 @@ def summed_updates(
         a, b = f"{prefix}.lora_A.default.weight", f"{prefix}.lora_B.default.weight"
         parts = [Factors(updates[task][b].cpu(), updates[task][a].cpu()) for task in weights]
         summed, lost = weighed_sum(parts, list(weights.values()), layer.r["default"])
-        content |= {a: summed.right, b: summed.left}
+        first = updates[next(iter(weights))]
+        content |= {a: summed.right.to(first[a].dtype), b: summed.left.to(first[b].dtype)}
         most = max(most, lost)
     return content, most

@@ -51,6 +51,7 @@ class OLoRAStrategy(Strategy):
     """
 
     name = "o_lora"
+    reads_adapter = True
 
     def __init__(self, weight: float = 0.5, rank: int | None = None):
         if not weight >= 0:

@@ -8,11 +8,14 @@ all prompts so far, and keeps none of them ([`~hf_lifealign.routing.Gate`]). Eac
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_lifealign.routing.gate import Gate, view_weights
-from hf_lifealign.routing.loading import FOLDER, LEAN
+from accelerate.utils import broadcast_object_list
+
+from hf_lifealign.routing.features import feature_count, prompt_features
+from hf_lifealign.routing.gate import DTYPE, FOLDER, LEAN, Gate, view_weights
 from hf_lifealign.strategies.base import Phase, Run
 from hf_lifealign.strategies.fresh import FreshStart
 from hf_lifealign.strategies.merging import summed_updates
@@ -61,7 +64,7 @@ class RoutedMemoryStrategy(FreshStart):
         self._views: dict[str, Tensors] = {}
         self._told: dict[str, Any] = {}
 
-    # Files: the adapter as it was made, each task's update, and the gate after the last tasks
+    # Files: the adapter as it was made, each task's update, and the gate after the last task
 
     def _update(self, run: Run, task: str) -> Path:
         return run.strategy_file(self, f"{run.label(task)}.safetensors")
@@ -86,6 +89,7 @@ class RoutedMemoryStrategy(FreshStart):
             )
         self._keep_initial(run)
         self._task, self._gate, self._views = (before[-1] if before else None), None, {}
+        self._remove_gates(run, before[:-1])
         return stream
 
     # A task
@@ -97,30 +101,28 @@ class RoutedMemoryStrategy(FreshStart):
         if run.phases(phase.index)[-1] != phase:
             return
         known = run.lived[: run.lived.index(phase.task) + 1]
+        learnt = self._learnt(run, known)
         if run.is_main_process:
             write_tensors(self._update(run, phase.task), trainable_parameters(run.model))
+            told = {LEAN: repr(self.lean), DTYPE: str(run.model.dtype).removeprefix("torch.")}
+            learnt.save(self._gate_file(run, phase.task), **told)
         run.agreed(True)  # everybody reads what has been written
-        self._gate, self._views = self._learnt(run, known), {}
+        self._gate, self._views = self._read_gate(run, phase.task), {}
         mean, lost = self._summed(run, view_weights(known, phase.task, 1.0))
         put_back(run.model, mean)
         self._told = {"tasks": len(known), "left_out_by_rank": lost}
+
+    def after_task(self, run: Run, task: str) -> None:
+        self._remove_gates(run, run.lived[: run.lived.index(task)])
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
         return {"routed_memory": self._told} if run.phases(phase.index)[-1] == phase else {}
 
     def _learnt(self, run: Run, known: list[str]) -> Gate:
-        """The gate with the last of the known tasks, written down; of those before only the last one is kept."""
-        from hf_lifealign.routing.features import feature_count, prompt_features
-
-        before = self._read_gate(run, known[-2]) if known[1:] else Gate.empty(feature_count(run.model), self.ridge)
-        pairs = run.encoded_pairs(run.training_rows(known[-1]), f"{known[-1]}-train")
-        prompts = [pair.chosen[: pair.chosen_start] for pair in pairs]
-        gate = before.added(known[-1], prompt_features(run.model, prompts, _pad(run)))
-        if run.is_main_process:
-            gate.save(self._gate_file(run, known[-1]), **{LEAN: repr(self.lean)})
-            for task in known[:-2]:
-                self._gate_file(run, task).unlink(missing_ok=True)
-        return gate
+        """The gate with the last of the known tasks."""
+        before = self._read_gate(run, known[-2]) if known[1:] else Gate.empty(feature_count(run.model))
+        features = self._features(run, list(run.stream[known[-1]].load().train))
+        return replace(before, ridge=self.ridge).added(known[-1], features)
 
     def _read_gate(self, run: Run, task: str) -> Gate:
         gate, _ = Gate.load(self._gate_file(run, task))
@@ -132,17 +134,29 @@ class RoutedMemoryStrategy(FreshStart):
             )
         return gate
 
+    def _remove_gates(self, run: Run, tasks: list[str]) -> None:
+        """A gate knows all that those before it knew."""
+        if run.is_main_process:
+            for task in tasks:
+                self._gate_file(run, task).unlink(missing_ok=True)
+
+    def _features(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> Any:
+        from hf_lifealign.lifelong.evaluation import prompt_ids
+
+        pad = int(run.processing_class.pad_token_id or 0)
+        return prompt_features(run.model, prompt_ids(run.processing_class, rows), pad, run.eval_batch_size)
+
     # Views
 
-    def routes(self, run: Run, prompts: Sequence[Sequence[int]]) -> list[str] | None:
-        from hf_lifealign.routing.features import prompt_features
-
+    def routes(self, run: Run, rows: Sequence[Mapping[str, Any]]) -> list[str] | None:
         if self._task is None:
             return None
         if self._gate is None or self._gate.tasks[-1] != self._task:
             # the task was trained before a restart
             self._gate, self._views = self._read_gate(run, self._task), {}
-        return self._gate.route(prompt_features(run.model, prompts, _pad(run)))
+        # processes may round otherwise, and have to agree
+        names: list[str] = broadcast_object_list([self._gate.route(self._features(run, rows))])[0]
+        return names
 
     @contextmanager
     def view(self, run: Run, name: str) -> Iterator[None]:
@@ -159,7 +173,3 @@ class RoutedMemoryStrategy(FreshStart):
     def _summed(self, run: Run, weights: Mapping[str, float]) -> tuple[Tensors, float]:
         updates = {task: read_tensors(self._update(run, task)) for task in weights}
         return summed_updates(run.model, updates, weights)
-
-
-def _pad(run: Run) -> int:
-    return int(run.processing_class.pad_token_id or 0)

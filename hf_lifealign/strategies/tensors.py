@@ -51,13 +51,21 @@ def lora_layers(model: Any) -> dict[str, LoraLayer]:
 
 
 def refuse_more_than_factors(model: Any, strategy: str) -> None:
-    """Raises `ValueError` for an adapter that is more than the product of LoRA's two factors."""
+    """Raises `ValueError` for an adapter that is more than the product of LoRA's two factors in linear layers."""
     config = model.peft_config["default"]
-    if str(config.peft_type.value) != "LORA" or config.use_dora or config.bias != "none" or config.modules_to_save:
-        raise ValueError(
-            f"You set the strategy {strategy!r} with an adapter that is more than the product of LoRA's two factors. "
-            "Use a LoraConfig (adapter type 'lora') without DoRA, bias and modules_to_save."
-        )
+    plain = str(config.peft_type.value) == "LORA" and not config.use_dora
+    ranks = {name: layer.r["default"] for name, layer in lora_layers(model).items()}
+    factors = {f"{name}.lora_A.default.weight": (r, 0) for name, r in ranks.items()}
+    factors |= {f"{name}.lora_B.default.weight": (r, 1) for name, r in ranks.items()}
+    for name, parameter in trainable_parameters(model).items():
+        rank, dimension = factors.get(name, (0, 0))
+        plain = plain and parameter.dim() == 2 and parameter.shape[dimension] == rank
+        if not plain:
+            raise ValueError(
+                f"You set the strategy {strategy!r} with an adapter that is more than the product of LoRA's two "
+                f"factors in linear layers (it trains {name}). Use a LoraConfig (adapter type 'lora') without DoRA, "
+                "bias, modules_to_save, embeddings and single parameters among its targets."
+            )
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

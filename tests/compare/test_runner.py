@@ -40,6 +40,13 @@ def test_an_arm_that_the_system_kills_is_kept_as_failed(tmp_path: Path, monkeypa
     assert len(told) == 1
 
 
+def test_an_arm_that_crashes_is_kept_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends_with(monkeypatch, "import os, sys; print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), 11)")
+    (result,) = runner.run_arms(plan_in(tmp_path), tmp_path, print)
+    assert "signal 11" in result["error"]
+    assert "last words" in result["error"]
+
+
 def test_an_arm_that_somebody_ends_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends_with(monkeypatch, "import os; os.kill(os.getpid(), 15)")
     with pytest.raises(OSError, match="signal 15"):
@@ -69,7 +76,7 @@ def test_a_run_that_was_left_behind_is_not_joined_by_another(tmp_path: Path, mon
 def test_several_at_a_time_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes that wait for each other, and each is told how many threads are its own."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(runner.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(runner, "_cores", lambda: 6)
     meet = (
         "import os, pathlib, sys, time\n"
         f"root = pathlib.Path({str(tmp_path)!r})\n"

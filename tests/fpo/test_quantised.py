@@ -72,7 +72,7 @@ class InferenceLinear(torch.nn.Linear):
     support_avx512bf16_for_cpu = True
 
 
-def test_the_layout_for_inference_is_kept_off_and_refused() -> None:
+def test_the_layout_for_inference_is_kept_off() -> None:
     layer = InferenceLinear(4, 4)
     with evaluating(torch.nn.Sequential(layer)):
         assert layer.support_avx512bf16_for_cpu is False

@@ -41,6 +41,8 @@ def test_wide_bases_are_projected_and_distances_nearly_kept(monkeypatch: pytest.
     monkeypatch.setattr(features, "WIDEST", 400)
     found = prompt_features(model, PROMPTS, 0)
     assert found.shape == (5, feature_count(model)) == (5, 400)
-    np.testing.assert_array_equal(found, prompt_features(model, PROMPTS, 0))
+    # the directions are the same wherever a gate is read
+    given = features._projected(np.eye(512)[:1])[0]
+    assert given[:3] * 20 == pytest.approx([-0.19178686, -0.26145488, -1.57389213], abs=1e-8)
     ratio = np.linalg.norm(found[0] - found[3]) / np.linalg.norm(whole[0] - whole[3])
     assert 0.7 < ratio < 1.3

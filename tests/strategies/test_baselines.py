@@ -246,7 +246,7 @@ def test_joint_training_begins_anew_with_all_rows(tmp_path: Path) -> None:
 def test_what_begins_anew_has_no_memory_to_consolidate_into(name: str, tmp_path: Path) -> None:
     from support.life import slmc
 
-    with pytest.raises(ValueError, match="Use a LoraConfig"):
+    with pytest.raises(ValueError, match="what the task itself has left there"):
         life(tmp_path, name, "consolidation", peft_config=slmc()).train()
 
 

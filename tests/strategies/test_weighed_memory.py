@@ -157,7 +157,7 @@ def test_a_life_goes_on_elsewhere(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Use a LoraConfig"):
+    with pytest.raises(ValueError, match="what the task itself has left there"):
         tiny_life(tmp_path, strategies=["weighed_memory", "consolidation"], peft_config=slmc()).train()
     for option in ("sharpness", "scale", "fraction"):
         with pytest.raises(ValueError, match=f"{option}=0"):
