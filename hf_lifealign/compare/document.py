@@ -73,6 +73,7 @@ def _entry(method: str, figures: Mapping[str, Compared], done: Sequence[Mapping[
         "matrix": [[round(float(v), 4) for v in row[: i + 1]] for i, row in enumerate(cells.mean(axis=0))],
         "by_seed": [dict(zip(METRICS, map(float, np.round(summarise(each), 4)), strict=True)) for each in cells],
         **{key: float(np.median([result[key] for result in own])) for key in ("steps", "peak_memory_mb", "kept_mb")},
+        "routes": [result.get("routes") for result in own],
         "trainable_parameters": own[0]["trainable_parameters"],
         "seconds": {
             part: float(np.median([result["seconds"][part] for result in own])) for part in ("training", "evaluation")

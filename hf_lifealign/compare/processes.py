@@ -41,9 +41,6 @@ class Children:
         try:
             return process.wait()
         finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
             with self._lock:
                 self._running.discard(process)
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset
+from accelerate.utils import is_peft_model
 from peft import PeftConfig
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
@@ -37,7 +36,6 @@ from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
 from hf_lifealign.lifelong.phases import (
-    REFERENCE_COLUMNS,
     build_trainer,
     phase_arguments,
     phase_logs,
@@ -47,19 +45,19 @@ from hf_lifealign.lifelong.phases import (
 from hf_lifealign.lifelong.progress import RunProgress, StepProgress, expected_work, phase_work
 from hf_lifealign.lifelong.publication import Publication, fill_revision, freeze_strategies, task_record
 from hf_lifealign.lifelong.resources import peak_memory_mb, reset_peak_memory
-from hf_lifealign.lifelong.scoring import EncodedPair
+from hf_lifealign.lifelong.services import RunServices
 from hf_lifealign.lifelong.state import RunState, adapter_settings, base_digest, changed_arguments, plain
 from hf_lifealign.lifelong.tracking import PhaseLogs, RunTracker
 from hf_lifealign.models import public_name, resolve_model
 from hf_lifealign.report import write_report
-from hf_lifealign.strategies import PREFERENCE, WARM_START, Phase, Strategy, brings_extra_loss, resolve_strategies
+from hf_lifealign.strategies import Phase, Strategy, brings_extra_loss, resolve_strategies
 from hf_lifealign.strategies.tensors import trainable_parameters
 from hf_lifealign.stream import TaskStream, fingerprint
 
 logger = logging.getLogger(__name__)
 
 
-class LifelongTrainer:
+class LifelongTrainer(RunServices):
     r"""
     Trains a stream of preference tasks in order: for each an optional warm start (SFT on the chosen answers), the
     preference phase, consolidation, evaluation on every task seen so far, and a saved adapter that loads anywhere.
@@ -179,67 +177,6 @@ class LifelongTrainer:
         # Evaluation and references take the model with adapters off for the base, whatever the trainer.
         check_adapter(self.peft_config, "base", is_new=True)
 
-    # What strategies may use (see `hf_lifealign.strategies.Run`)
-
-    @property
-    def processing_class(self) -> PreTrainedTokenizerBase:
-        return self._processing_class
-
-    @property
-    def seed(self) -> int:
-        return self.args.seed
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.distributed.is_main_process
-
-    def label(self, task: str) -> str:
-        """`NN-<task>`: position in the life and name of a task."""
-        return self.directory.label(task)
-
-    def is_done(self, task: str) -> bool:
-        """Whether a task of the stream was finished before."""
-        return bool(self.state.task(self.stream.names.index(task))["status"] == "done")
-
-    def note(self, text: str) -> None:
-        """Tells, and keeps for report and card, in what this run differs from one that never moved."""
-        if self.state.note(text) and self.is_main_process:
-            logger.warning(text)
-
-    def strategy_file(self, strategy: Strategy, name: str) -> Path:
-        """Path for a file of the strategy inside the run's folder."""
-        return self.directory.root / strategy.name / name
-
-    def training_rows(self, task: str) -> Dataset:
-        """The task's own training rows, with reference log-probabilities where the run keeps them."""
-        return self.rows_with_reference(self.stream[task].load().train, f"{task}-train")
-
-    def rows_with_reference(self, rows: Dataset, key: str) -> Dataset:
-        """Rows with columns of reference log-probabilities, if the preference phase measures against the base."""
-        return self.examiner.with_reference(rows, key) if self.keeps_reference else rows
-
-    @property
-    def eval_batch_size(self) -> int:
-        """Rows per forward pass where nothing is trained."""
-        return self.args.eval_batch_size
-
-    def reference_pairs(
-        self, rows: list[dict[str, Any]], key: str
-    ) -> tuple[list[EncodedPair], list[tuple[float, float]]]:
-        """Preference rows as the preference phase cuts them, and their log-probabilities under the untouched base."""
-        bare = [{name: value for name, value in row.items() if name not in REFERENCE_COLUMNS} for row in rows]
-        return self.examiner.reference_pairs(Dataset.from_list(bare), key)
-
-    @property
-    def pair_packing(self) -> str:
-        """Whether pairs may be packed, in training and in evaluation: `"auto"` or `"off"`."""
-        return str(getattr(self.training_args, "pair_packing", "auto"))
-
-    @property
-    def keeps_reference(self) -> bool:
-        """Whether the training reference is the untouched base, the same for all tasks."""
-        return issubclass(self.trainer_class, FPOTrainer) and getattr(self.training_args, "reference", "") == "base"
-
     # Set-up
 
     def _resolve_strategies(self, specs: list[Any] | None) -> list[Strategy]:
@@ -256,10 +193,6 @@ class LifelongTrainer:
         if not name:
             raise ValueError("You passed a model that was built in memory. Pass its tokenizer as processing_class.")
         return AutoTokenizer.from_pretrained(name)
-
-    def agreed(self, fact: bool) -> bool:
-        """What the main process found. Processes that look at the disk by themselves may see different states."""
-        return bool(broadcast_object_list([fact])[0])
 
     def settings(self, base: PreTrainedModel) -> dict[str, Any]:
         """What decides the result of this run, as JSON."""
@@ -280,11 +213,6 @@ class LifelongTrainer:
             "processes": self.distributed.num_processes,
             "tasks": [{"name": task.name, "rows": fingerprint(task)} for task in self.stream],
         }
-
-    def phases(self, index: int) -> list[Phase]:
-        """Phases of a task, in order."""
-        names = [WARM_START, PREFERENCE] if self.warm_start_args is not None else [PREFERENCE]
-        return [Phase(self.stream.names[index], index, name) for name in names]
 
     def _snapshots(self) -> list[Path]:
         """Saved states in the order in which a run writes them."""

@@ -39,7 +39,7 @@ def prompt_features(
         `numpy.ndarray` of shape `(prompts, features)`.
 
     Raises:
-        ValueError: if the model has no list of layers.
+        ValueError: if the model has no list of its layers.
     """
     base = _base(model)
     told = [list(prompt) or [pad_token_id] for prompt in prompts]
@@ -66,17 +66,19 @@ def prompt_features(
 @contextmanager
 def _middle_states(backbone: Any) -> Iterator[list[torch.Tensor]]:
     """What the middle layer gives in each forward pass, of shape `(prompts, tokens, hidden)`, in float64 on the CPU."""
-    lists = [module for module in backbone.modules() if isinstance(module, torch.nn.ModuleList)]
-    if not lists:
-        raise ValueError(f"{type(backbone).__name__} has no list of layers whose middle one could be read.")
-    layers = max(lists, key=len)
+    count = int(backbone.config.get_text_config().num_hidden_layers)
+    lists = (module for module in backbone.modules() if isinstance(module, torch.nn.ModuleList))
+    # the outermost one: experts, of which there may be as many, lie in it
+    layers = next((each for each in lists if len(each) == count), None)
+    if layers is None:
+        raise ValueError(f"{type(backbone).__name__} has no list of its {count} layers whose middle one could be read.")
     seen: list[torch.Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:
         states = output if isinstance(output, torch.Tensor) else output[0]
         seen.append(states.detach().cpu().double())
 
-    handle = layers[(len(layers) + 1) // 2 - 1].register_forward_hook(keep)
+    handle = layers[(count + 1) // 2 - 1].register_forward_hook(keep)
     try:
         yield seen
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_lifealign._files import replacing
@@ -127,7 +127,7 @@ class Gate:
             gate = cls(tuple(content["tasks"]), found["means"], found["second"], float(content["ridge"]))
             if gate.means.shape[0] != len(gate.tasks) or gate.second.shape != (gate.means.shape[1],) * 2:
                 raise ValueError("its tensors do not fit each other")
-        except Exception as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{path} is not a gate that can be read: {error}. Take another revision.") from error
         return gate, content["told"]
 

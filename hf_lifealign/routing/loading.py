@@ -68,11 +68,11 @@ class RoutedPolicy:
             for task in sorted(set(tasks)):
                 indices = [i for i, other in enumerate(tasks) if other == task]
                 rows = [{"prompt": prompts[i]} for i in indices]
-                self.model.base_model.set_adapter(self.adapters[task])
+                self.model.base_model.set_adapter(self.adapters[task], inference_mode=True)
                 told = generate_answers(self.model, self.tokenizer, rows, max_new_tokens, batch_size)
                 answers |= zip(indices, told, strict=True)
         finally:
-            self.model.base_model.set_adapter(active)
+            self.model.base_model.set_adapter(active, inference_mode=True)
         return [answers[i] for i in range(len(prompts))]
 
 

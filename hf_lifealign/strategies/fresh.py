@@ -14,6 +14,10 @@ class FreshStart(Strategy):
     def _initial(self, run: Run) -> Path:
         return run.strategy_file(self, "initial.safetensors")
 
+    def _update(self, run: Run, task: str) -> Path:
+        """What a task has taught, from there on."""
+        return run.strategy_file(self, f"{run.label(task)}.safetensors")
+
     def _keep_initial(self, run: Run) -> None:
         """Before the first task; an adapter that is kept already stays. Every process has to call it."""
         file = self._initial(run)

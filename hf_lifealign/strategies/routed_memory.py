@@ -66,9 +66,6 @@ class RoutedMemoryStrategy(FreshStart):
 
     # Files: the adapter as it was made, each task's update, and the gate after the last task
 
-    def _update(self, run: Run, task: str) -> Path:
-        return run.strategy_file(self, f"{run.label(task)}.safetensors")
-
     def _gate_file(self, run: Run, task: str) -> Path:
         return run.strategy_file(self, f"gate-{run.label(task)}.safetensors")
 

@@ -1,6 +1,5 @@
 """The two ends between which lifelong learning lies: one adapter for each task, and all tasks together."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -48,12 +47,9 @@ class SingleTaskStrategy(_ApartStrategy):
     def __init__(self) -> None:
         self._current: Tensors = {}
 
-    def _file(self, run: Run, task: str) -> Path:
-        return run.strategy_file(self, f"{run.label(task)}.safetensors")
-
     def before_evaluation(self, run: Run, task: str) -> None:
         self._current = copied(trainable_parameters(run.model))
-        file = self._file(run, task)
+        file = self._update(run, task)
         if run.agreed(file.is_file()):
             put_back(run.model, read_tensors(file))
 
@@ -63,7 +59,7 @@ class SingleTaskStrategy(_ApartStrategy):
 
     def after_phase(self, run: Run, phase: Phase, trainer: Any) -> None:
         if run.phases(phase.index)[-1] == phase and run.is_main_process:
-            write_tensors(self._file(run, phase.task), trainable_parameters(run.model))
+            write_tensors(self._update(run, phase.task), trainable_parameters(run.model))
 
 
 class JointStrategy(_ApartStrategy):

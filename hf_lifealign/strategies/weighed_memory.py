@@ -103,9 +103,6 @@ class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
 
     # Files: the adapter as it was made, each task's update, and its kept pairs with their margins under each update
 
-    def _update(self, run: Run, task: str) -> Path:
-        return run.strategy_file(self, f"{run.label(task)}.safetensors")
-
     def state_files(self, run: Run) -> list[Path]:
         updates = [file for task in run.lived if (file := self._update(run, task)).is_file()]
         return [self._initial(run), *updates, *super().state_files(run)]

@@ -125,6 +125,7 @@ def test_a_strategy_alone_brings_the_adapter_that_it_can_work_with(recipe: Path)
     assert build_run(content, recipe.parent).peft_config.peft_type == "LORA"
     del content["adapter"]
     assert build_run(content, recipe.parent).peft_config.peft_type == "LORA"
+    assert build_run(content | {"strategy": "routed_memory"}, recipe.parent).peft_config.peft_type == "LORA"
     assert build_run(content | {"strategy": "consolidation"}, recipe.parent).peft_config.peft_type == "SLMC"
     del content["strategy"]
     assert build_run(content, recipe.parent).peft_config.peft_type == "SLMC"

@@ -46,3 +46,15 @@ def test_wide_bases_are_projected_and_distances_nearly_kept(monkeypatch: pytest.
     assert given[:3] * 20 == pytest.approx([-0.19178686, -0.26145488, -1.57389213], abs=1e-8)
     ratio = np.linalg.norm(found[0] - found[3]) / np.linalg.norm(whole[0] - whole[3])
     assert 0.7 < ratio < 1.3
+
+
+def test_experts_are_not_taken_for_layers() -> None:
+    """A list that is longer than that of the layers lies inside each of them."""
+    model = tiny_model()
+    plain = prompt_features(model, PROMPTS, 0)
+    for layer in model.model.layers:
+        layer.experts = torch.nn.ModuleList([torch.nn.Identity() for _ in range(9)])
+    np.testing.assert_array_equal(prompt_features(model, PROMPTS, 0), plain)
+    model.model.layers = torch.nn.ModuleList([*model.model.layers, torch.nn.Identity()])
+    with pytest.raises(ValueError, match="no list of its 2 layers"):
+        prompt_features(model, PROMPTS, 0)

@@ -102,6 +102,7 @@ def test_loaded_it_answers_as_in_the_life(lived: Any, tmp_path: Path) -> None:
     assert tasks == [name for name in stream().names for _ in range(6)]
     answers = policy.generate(prompts, max_new_tokens=4, batch_size=3)
     assert policy.model.active_adapters == ["default"]
+    assert not [name for name, parameter in policy.model.named_parameters() if parameter.requires_grad]
     for i, name in enumerate(stream().names):
         policy.model.set_adapter(policy.adapters[name])
         told = generate_answers(policy.model, policy.tokenizer, rows[6 * i : 6 * i + 6], 4, 6)
