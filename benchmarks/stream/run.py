@@ -6,12 +6,12 @@ DATA is a folder of preference tasks (see prepare.py). One command; what has bee
 was killed goes on from its last checkpoint. The stages:
 
 - `sweep`: each method with each learning rate of the grid, first order, a seed of its own; measured on validation rows.
-- `final`: each required method with its best rate, first order, three seeds; test rows.
-- `orders`: replay and our default on the other orders.
+- `final`: each required method and ours with its best rate, first order, three seeds; test rows.
+- `orders`: replay and ours on the other orders.
 - `baselines`: the other methods with their best rate, first order, one seed.
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
-writes it, and `chosen.json` says which rate was taken and why.
+writes it, and `chosen.json` says which rates, and which of our candidates, were taken and why.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from prepare import PARTS, TASKS, add_sizes, prepare
 
-from hf_lifealign._files import read_json, write_json
+from hf_lifealign._files import read_json, write_json, write_text
 from hf_lifealign.compare.document import write_comparison
 from hf_lifealign.compare.figures import METRICS, matrix_of, summarise
 from hf_lifealign.compare.plan import Plan, read_plan
@@ -36,6 +36,7 @@ ORDERS = {
     "mixed": ["harmless", "truthful", "helpful", "safe"],
 }
 SWEEP_SEED, SEEDS = 100, [0, 1, 2]
+POOLED = "pooled"
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -48,14 +49,15 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def plan_of(
     options: argparse.Namespace, content: dict[str, Any], stage: str, part: str, methods: dict[str, Any],
-    orders: list[str], seeds: list[int], against: str,
+    orders: dict[str, list[str]], seeds: list[int], against: str,
 ) -> Plan | None:  # fmt: skip
     """The comparison of a stage, written as a recipe beside its results."""
     if not methods:
         return None
-    tasks = [{"name": t, "train": f"data/{t}/train.jsonl", "test": f"data/{t}/{part}.jsonl"} for t in TASKS]
+    names = next(iter(orders.values()))
+    tasks = [{"name": t, "train": f"data/{t}/train.jsonl", "test": f"data/{t}/{part}.jsonl"} for t in names]
     recipe = content["common"] | {
-        "model": options.model, "tasks": tasks, "methods": methods, "orders": {name: ORDERS[name] for name in orders},
+        "model": options.model, "tasks": tasks, "methods": methods, "orders": orders,
         "seeds": seeds, "against": against if against in methods else next(iter(methods)),
         "output_dir": str(options.output / stage),
     }  # fmt: skip
@@ -85,22 +87,36 @@ def rated(method: dict[str, Any], rate: float) -> dict[str, Any]:
 def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]) -> dict[str, float]:
     """Runs the asked methods with each learning rate, and tells the best one of each that has been run with all: that
     with the highest Last on validation rows, of a seed of its own."""
-    labels = {f"{name}-{rate:g}": (name, rate) for name in content["methods"] for rate in content["grid"]}
-    methods = {label: rated(content["methods"][name]["settings"], rate) for label, (name, rate) in labels.items()}
-    plan = plan_of(options, content, "sweep", "validation", methods, ["first"], [SWEEP_SEED], next(iter(methods)))
+    known = content["methods"]
     ended: dict[str, dict[float, float | None]] = {}
-    for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
-        name, rate = labels[result["method"]]
-        last = METRICS.index("last_performance")
-        value = float(summarise(matrix_of(result["margins"]))[last]) if result["status"] == DONE else None
-        ended.setdefault(name, {})[rate] = value
+    for way, order in (("", ORDERS["first"]), (POOLED, [POOLED])):
+        names = [name for name, method in known.items() if method.get("swept", "") == way]
+        labels = {f"{name}-{rate:g}": (name, rate) for name in names for rate in content["grid"]}
+        # all rows in one task: nothing is left for a strategy to do
+        own: dict[str, Any] = {"strategies": []} if way == POOLED else {}
+        methods = {label: rated(known[name]["settings"] | own, rate) for label, (name, rate) in labels.items()}
+        stage = "-".join(filter(None, ("sweep", way)))
+        orders = {"first": order}
+        plan = plan_of(options, content, stage, "validation", methods, orders, [SWEEP_SEED], next(iter(methods), ""))
+        for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
+            name, rate = labels[result["method"]]
+            ended.setdefault(name, {})[rate] = last_of(result)
     chosen = {}
     for name, rates in ended.items():
         found = {rate: value for rate, value in rates.items() if value is not None}
         if len(rates) == len(content["grid"]) and found:
             chosen[name] = max(found, key=found.__getitem__)
-    write_json(options.output / "chosen.json", {"last_on_validation": ended, "chosen": chosen})
-    return chosen
+    candidates = [name for name, method in known.items() if method["kind"] == "ours" and name in chosen]
+    ours = max(candidates, key=lambda name: ended[name][chosen[name]] or 0.0) if candidates else None
+    write_json(options.output / "chosen.json", {"last_on_validation": ended, "chosen": chosen, "ours": ours})
+    return {name: rate for name, rate in chosen.items() if name == ours or name not in candidates}
+
+
+def last_of(result: dict[str, Any]) -> float | None:
+    """Last of a run that was finished."""
+    if result["status"] != DONE:
+        return None
+    return float(summarise(matrix_of(result["margins"]))[METRICS.index("last_performance")])
 
 
 def prepared(options: argparse.Namespace) -> None:
@@ -109,13 +125,16 @@ def prepared(options: argparse.Namespace) -> None:
     file = options.output / "data" / "manifest.json"
     if not file.is_file():
         prepare(options.data, options.output / "data", told["sizes"], options.tokens, options.model)
-        return
     held = read_json(file)
     other = sorted(key for key in told if held.get(key) != told[key])
     if other:
         raise SystemExit(
             f"{file.parent} holds rows cut with other settings ({', '.join(other)}). Give another --output."
         )
+    (file.parent / POOLED).mkdir(exist_ok=True)
+    for part in PARTS:
+        rows = "".join((file.parent / task / f"{part}.jsonl").read_text(encoding="utf-8") for task in TASKS)
+        write_text(file.parent / POOLED / f"{part}.jsonl", rows)
 
 
 def main() -> None:
@@ -143,13 +162,14 @@ def main() -> None:
     }  # fmt: skip
     for stage in (stage for stage in options.stage if stage in wanted):
         methods, orders, seeds = wanted[stage]
-        unswept = [n for n in asked if n not in chosen]
+        unswept = [n for n in asked if n not in read_json(options.output / "chosen.json")["chosen"]]
         if unswept:
             print(
                 f"{stage}: no learning rate has been chosen yet for {', '.join(unswept)}; run the stage sweep",
                 flush=True,
             )
-        live(plan_of(options, content, stage, "test", methods, orders, seeds, "sequential"), options, set(asked))
+        told = {name: ORDERS[name] for name in orders}
+        live(plan_of(options, content, stage, "test", methods, told, seeds, "sequential"), options, set(asked))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Processes that end with what began them, unless that is killed, and folders that hold one of them at a time."""
 
 import contextlib
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -50,6 +51,27 @@ class Children:
             self._stopped = True
             for process in self._running:
                 process.terminate()
+
+
+@contextlib.contextmanager
+def interrupted_by_termination() -> Iterator[None]:
+    """In this context SIGTERM and SIGHUP interrupt the main thread as Ctrl-C does, so that it can end what it began; a
+    signal that is ignored stays so."""
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        known = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {each: signal.getsignal(each) for each in known if signal.getsignal(each) == signal.SIG_DFL}
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextlib.contextmanager

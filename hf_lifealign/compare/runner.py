@@ -16,7 +16,7 @@ import yaml
 from hf_lifealign._files import read_json, write_json, write_text
 from hf_lifealign.compare.figures import METRICS, TITLES, matrix_of, summarise
 from hf_lifealign.compare.plan import Arm, Plan
-from hf_lifealign.compare.processes import Children, alone_in
+from hf_lifealign.compare.processes import Children, alone_in, interrupted_by_termination
 from hf_lifealign.lifelong.evaluation import PAIR_MARGINS, ROUTES
 from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.slmc.memory import MEMORY_DIR
@@ -71,7 +71,7 @@ def run_arms(
             return None
         return time.monotonic() - started
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with interrupted_by_termination(), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run, i): i for i in todo}
         try:
             for done, future in enumerate(as_completed(futures), start=1):

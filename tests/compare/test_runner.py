@@ -1,8 +1,12 @@
 """What becomes of an arm whose process ends otherwise than it should."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +121,23 @@ def test_when_one_cannot_go_on_the_others_end(tmp_path: Path, monkeypatch: pytes
         runner.run_arms(plan, tmp_path, print, jobs=2)
     assert not list(tmp_path.glob("given/plain/*/result.json"))
     assert not (tmp_path / "given/plain/seed-2").exists()
+
+
+def test_a_comparison_that_is_ended_takes_its_runs_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM is what `kill` and job schedulers send."""
+    begun = tmp_path / "begun"
+    ends_with(monkeypatch, f"import os, time; open({str(begun)!r}, 'w').write(str(os.getpid())); time.sleep(600)")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end() -> None:
+        while not (begun.is_file() and begun.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end).start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_arms(plan_in(tmp_path), tmp_path, print)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / ARM.name / "result.json").exists()

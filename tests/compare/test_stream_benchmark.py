@@ -51,18 +51,26 @@ def test_rows_are_cut_into_parts_that_share_nothing(tiny_dir: str, data: Path, t
 def test_rates_are_chosen_on_validation_rows_and_the_test_is_looked_at_once(
     tiny_dir: str, data: Path, tmp_path: Path
 ) -> None:
-    flags = ("--methods", "sequential", "replay", "--stage", "sweep", "final", "--seeds", "0")
+    methods = ("sequential", "routed_memory", "focal_routed_memory", "joint")
+    flags = ("--methods", *methods, "--stage", "sweep", "final", "--seeds", "0")
     done = call(tiny_dir, data, tmp_path, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     chosen = json.loads((tmp_path / "chosen.json").read_text())
     grid = yaml.safe_load((ROOT / "benchmarks" / "stream" / "methods.yaml").read_text())["grid"]
-    assert set(chosen["chosen"]) == {"sequential", "replay"}
+    assert set(chosen["chosen"]) == set(methods)
     for method, rate in chosen["chosen"].items():
         found = chosen["last_on_validation"][method]
         assert len(found) == len(grid)
         assert found[str(rate)] == max(found.values())
     final = json.loads((tmp_path / "final" / "comparison.json").read_text())["orders"]["first"]
     assert final["pairs"] == [6] * 4
-    assert set(final["methods"]) == {"sequential", "replay"}
+    ours = max(methods[1:3], key=lambda name: max(chosen["last_on_validation"][name].values()))
+    assert chosen["ours"] == ours
+    assert set(final["methods"]) == {"sequential", ours, "joint"}
+    # the rates of joint training were tried on all rows in one task
+    pooled = json.loads((tmp_path / "sweep-pooled" / "comparison.json").read_text())["orders"]["first"]
+    assert pooled["tasks"] == ["pooled"]
+    assert pooled["pairs"] == [16]
+    assert {name.split("-")[0] for name in pooled["methods"]} == {"joint"}
     again = call(tiny_dir, data, tmp_path, *flags)
     assert "[1/" not in again.stdout

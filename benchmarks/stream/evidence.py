@@ -1,0 +1,103 @@
+"""Tables and pictures of docs/evidence.md from what run.py has measured.
+
+    python benchmarks/stream/evidence.py [--output benchmarks/results/stream] [--docs docs]
+
+Nothing is run. Each part of the evidence is a comparison of its own under DOCS/evidence/<part>/ (comparison.json,
+comparison.md, comparison.png), whose differences are to our configuration; and between the lines
+`<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.md its tables are written anew. The parts:
+
+- `sweep`, `sweep-pooled`: each method at each learning rate, on validation rows, one seed;
+- `final`: the required methods and ours, first order, on test rows;
+- `orders`: replay and ours, the other orders;
+- `methods`: every method that was run, first order, the first seed alone; those that were not run are marked.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lifealign._files import read_json, write_text
+from hf_lifealign.compare.document import write_comparison
+from hf_lifealign.compare.plan import Plan
+
+HERE = Path(__file__).resolve().parent
+RESULT = "result.json"
+Results = list[dict[str, Any]]
+
+
+def results_of(folder: Path) -> Results:
+    """What came of all arms of a stage, in no order that would depend on the disk's."""
+    return [read_json(file) for file in sorted(folder.glob(f"*/*/seed-*/{RESULT}"))]
+
+
+def part_plan(output: Path, methods: Sequence[str], results: Results, against: str) -> Plan:
+    """A comparison of results, as they lie."""
+    orders = {result["order"]: list(result.get("tasks") or []) for result in results}
+    seeds = sorted({result["seed"] for result in results})
+    return Plan(str(output), list(methods), orders, seeds, against, [])
+
+
+def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[str], Results, str]]:
+    """By part: its methods, its results, and the method that the others are compared to."""
+    known = list(content["methods"])
+    stages = {stage: results_of(output / stage) for stage in ("sweep", "sweep-pooled", "final", "orders", "baselines")}
+    chosen = read_json(output / "chosen.json")
+    ours = chosen["ours"] or "sequential"
+    rated = [f"{name}-{rate:g}" for name in known for rate in content["grid"]]
+    best = f"{ours}-{chosen['chosen'].get(ours, content['grid'][0]):g}"
+    first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
+    alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]
+    swept = {f"{n}-{rate:g}" for n in known for rate in content["grid"] if content["methods"][n].get("swept")}
+    ran = [n for n in known if content["methods"][n]["kind"] == "required" or n == ours]
+    return {
+        "sweep": ([label for label in rated if label not in swept], stages["sweep"], best),
+        "sweep-pooled": ([label for label in rated if label in swept], stages["sweep-pooled"], ""),
+        "final": (ran, stages["final"], ours),
+        "orders": (["replay", ours], stages["orders"], ours),
+        "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, ours),
+    }
+
+
+def tables(text: str) -> str:
+    """A comparison's tables without its title and first paragraph."""
+    return "\n\n".join(part.split("\n", 1)[1].strip() for part in text.split("\n## ")[1:])
+
+
+def filled(page: str, part: str, told: str) -> str:
+    """A page with the tables of a part in their place.
+
+    Raises:
+        SystemExit: if the page has no place for them.
+    """
+    place = re.compile(rf"(<!-- table: {re.escape(part)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not place.search(page):
+        raise SystemExit(f"The page has no lines '<!-- table: {part} -->' and '<!-- end -->' for these tables.")
+    return place.sub(lambda found: f"{found.group(1)}{told}\n{found.group(2)}", page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    content = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
+    file = options.docs / "evidence.md"
+    page = file.read_text(encoding="utf-8")
+    for part, (methods, results, against) in parts_of(options.output, content).items():
+        told = "Not run yet."
+        if results:
+            plan = part_plan(options.docs / "evidence" / part, methods, results, against)
+            write_comparison(plan, results)
+            told = tables((Path(plan.output_dir) / "comparison.md").read_text(encoding="utf-8"))
+        page = filled(page, part, told)
+        print(f"{part}: {len(results)} runs", flush=True)
+    write_text(file, page)
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
