@@ -6,27 +6,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-# By task, what it took over of each earlier one when it began: weights in [0, 1], at most 1 in all.
+# By task, what it took over of each earlier one when it began: weights in [0, 1], which sum to 1, or are all 0.
 Starts = Mapping[str, Mapping[str, float]]
 
 
 def start_weights(margins: Array) -> Array:
-    r"""How much of each earlier update a new task begins with, judged by its own pairs before any of them is learnt.
+    r"""Of which earlier updates' mean a new task begins, judged by its own pairs before any of them is learnt.
 
-    Minimises ``mean_p log(1 + exp(-(M c)_p / s)) + sum_k n_k c_k`` over ``c >= 0`` with ``sum c <= 1``: a logistic
-    regression of preferences on the margins that the updates give without having seen the pairs, with ``s`` the root
-    mean square of all margins. ``n_k``, one standard error of the slope at ``c = 0``, is the price of an update: one
-    whose mean margin is within a standard error of 0 is left out, and where none is worth it the task begins with the
-    untouched base. Convex.
+    Minimises ``mean_p log(1 + exp(-(M c)_p / s)) + sum_k n_k c_k`` over ``c >= 0``: a logistic regression of
+    preferences on the margins that the updates give without having seen the pairs, with ``s`` the root mean square of
+    all margins. ``n_k``, one standard error of the slope at ``c = 0``, is the price of an update: one whose mean margin
+    is within a standard error of 0 is left out, and where none is worth it the task begins with the untouched base.
+    Convex. Only the direction of ``c`` is used: where anything is of use, the weights sum to 1.
 
     Args:
         margins (`numpy.ndarray` of shape `(pairs, updates)`): ``M``, of the new task's pairs under each earlier update
             alone, in nats.
 
     Returns:
-        `numpy.ndarray` of shape `(updates,)`: ``c``.
+        `numpy.ndarray` of shape `(updates,)`: in [0, 1], with sum 1 or 0.
     """
-    from scipy.optimize import LinearConstraint, minimize
+    from scipy.optimize import minimize
 
     values = np.asarray(margins, dtype=np.float64)
     pairs, updates = values.shape
@@ -44,12 +44,10 @@ def start_weights(margins: Array) -> Array:
 
     if not (loss(nothing)[1] < 0).any():
         return nothing  # convex: no direction leads down
-    at_most = LinearConstraint(np.ones((1, updates)), -np.inf, 1.0)
-    even = np.full(updates, 0.5 / updates)
-    found = minimize(loss, even, jac=True, bounds=[(0, 1)] * updates, constraints=[at_most], method="SLSQP",
-                     options={"ftol": 1e-10, "maxiter": 500}).x  # fmt: skip
-    found = np.clip(np.where(found > 1e-4, found, 0.0), 0.0, 1.0)
-    return np.asarray(found / max(1.0, float(found.sum())))
+    # updates that prefer every pair would be followed for ever
+    found = minimize(loss, nothing, jac=True, bounds=[(0, 100)] * updates, method="L-BFGS-B").x
+    found = np.where(found > 1e-3 * found.max(), found, 0.0)
+    return np.asarray(found / found.sum())
 
 
 def kinship(tasks: Sequence[str], own: str, starts: Starts) -> dict[str, float]:

@@ -36,20 +36,23 @@ def test_two_that_help_different_pairs_are_both_taken() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(8, 40), st.integers(0, 10_000))
-def test_the_weights_are_the_best_that_are_allowed(updates: int, pairs: int, seed: int) -> None:
+def test_no_other_direction_is_better(updates: int, pairs: int, seed: int) -> None:
     draws = np.random.default_rng(seed)
     margins = draws.normal(size=(pairs, updates)) * 3 + draws.normal(size=updates)
     size = np.sqrt((margins**2).mean())
     price = np.sqrt((margins**2).mean(axis=0) / pairs) / size / 2
 
-    def loss(c: np.ndarray) -> float:
-        return float(np.logaddexp(0, -margins @ c / size).mean() + price @ c)
+    def least(direction: np.ndarray) -> float:
+        """Of the loss on the ray in a direction."""
+        scales = np.concatenate([[0.0], np.geomspace(1e-3, 100, 400)])
+        z = np.outer(scales, margins @ direction / size)
+        return float((np.logaddexp(0, -z).mean(axis=1) + scales * (price @ direction)).min())
 
     found = start_weights(margins)
     assert (found >= 0).all()
-    assert found.sum() <= 1 + 1e-9
-    for other in [np.zeros(updates), *np.eye(updates), *draws.dirichlet(np.ones(updates + 1), size=200)[:, :updates]]:
-        assert loss(found) <= loss(other) + 1e-5
+    assert found.sum() == pytest.approx(1) or not found.any()
+    for other in [*np.eye(updates), *draws.dirichlet(np.ones(updates), size=60)]:
+        assert least(found) <= least(other) + 1e-4
 
 
 def test_margins_in_other_units_change_nothing() -> None:
