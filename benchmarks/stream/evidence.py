@@ -45,6 +45,8 @@ def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[s
     """By part: its methods, its results, and the method that the others are compared to."""
     known = list(content["methods"])
     stages = {stage: results_of(output / stage) for stage in ("sweep", "sweep-pooled", "final", "orders", "baselines")}
+    if not (output / "chosen.json").is_file():
+        raise SystemExit(f"There is nothing in {output} yet. Run benchmarks/stream/run.py with this --output first.")
     chosen = read_json(output / "chosen.json")
     ours = chosen["ours"] or "sequential"
     rated = [f"{name}-{rate:g}" for name in known for rate in content["grid"]]

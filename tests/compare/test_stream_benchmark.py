@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from support.tiny import preference_rows, write_jsonl
+
+from hf_lifealign._files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("truthful", "safe", "harmless", "helpful")
@@ -45,6 +48,59 @@ def test_rows_are_cut_into_parts_that_share_nothing(tiny_dir: str, data: Path, t
         assert len(set().union(*prompts.values())) == 18
     short = subprocess.run([*line, "--tokens", "3"], capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert "Raise --tokens" in short.stderr
+
+
+def result(method: str, seed: int, won: float, order: str = "first") -> dict[str, Any]:
+    """What a run leaves behind that wins a share of its pairs."""
+    margins = [[[1.0] * round(10 * won) + [-1.0] * round(10 * (1 - won))] * (i + 1) for i in range(4)]
+    return {
+        "order": order, "method": method, "seed": seed, "status": "done", "tasks": list(TASKS), "margins": margins,
+        "seconds": {"training": 60.0, "evaluation": 10.0}, "steps": 200, "peak_memory_mb": 100.0, "kept_mb": 1.0,
+        "trainable_parameters": 1000, "perplexity": None, "routes": None,
+    }  # fmt: skip
+
+
+def test_the_page_is_written_from_results(tmp_path: Path) -> None:
+    """Its tables say what was measured, against ours, and what was not run."""
+    out, docs = tmp_path / "results", tmp_path / "docs"
+    runs = [("sweep", result(f"{name}-{rate}", 100, 0.5)) for name in ("replay", "routed_memory")
+            for rate in ("0.0001", "0.0003")]  # fmt: skip
+    runs += [("final", result(name, seed, won)) for name, won in (("replay", 0.5), ("routed_memory", 0.8))
+             for seed in (0, 1)]  # fmt: skip
+    runs += [("baselines", result("ewc", 0, 0.4))]
+    for stage, told in runs:
+        write_json(out / stage / told["order"] / told["method"] / f"seed-{told['seed']}" / "result.json", told)
+    docs.mkdir()
+    parts = ("sweep", "sweep-pooled", "final", "orders", "methods")
+    page = "before\n" + "".join(f"<!-- table: {part} -->\nold\n<!-- end -->\n" for part in parts) + "after\n"
+    (docs / "evidence.md").write_text(page)
+    line = [sys.executable, "benchmarks/stream/evidence.py", "--output", str(out), "--docs", str(docs)]
+    early = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "run.py" in early.stderr
+    rates = {"replay": 1e-4, "routed_memory": 3e-4}
+    write_json(out / "chosen.json", {"last_on_validation": {}, "chosen": rates, "ours": "routed_memory"})
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    page = (docs / "evidence.md").read_text()
+    assert page.startswith("before")
+    assert page.endswith("after\n")
+    final = page.split("<!-- table: final -->")[1].split("<!-- end -->")[0]
+    told = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in final.splitlines() if "|" in line}
+    assert told["replay"][1] == "2"
+    assert told["replay"][3].startswith("0.500")
+    assert told["replay"][5].startswith("-0.300")
+    assert told["routed_memory"][5] == ""
+    assert "not run" in told["lifealign"][1]
+    every = page.split("<!-- table: methods -->")[1].split("<!-- end -->")[0]
+    assert "| ewc | 1 |" in every
+    assert "| gem | not run |" in every
+    assert "old" not in final
+    assert "Not run yet" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
+    assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
+        "comparison.json", "comparison.md", "comparison.png",
+    }  # fmt: skip
+    (docs / "evidence.md").write_text("no place\n")
+    assert "no lines" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120).stderr
 
 
 @pytest.mark.slow
