@@ -10,8 +10,8 @@ preference accuracies of tasks and their mean:
 - task known: each prompt is answered by the view of its own task;
 - gate: by the view to which the gate leads it.
 
-A lean of 0 is the task's own update alone, and others are shares of its kin's mean. Prints the table, how often the
-gate leads where, and writes ablation.json into the folder that holds RUN.
+A lean of 0 is the task's own update alone. Prints the table, how often the gate leads where, and writes ablation.json
+into the folder that holds RUN.
 """
 
 import argparse
@@ -60,20 +60,17 @@ class Memory:
         self.updates = {
             task: read_tensors(memory / f"{i:02d}-{task}.safetensors") for i, task in enumerate(self.tasks, start=1)
         }
-        found = {task: memory / f"start-{i:02d}-{task}.json" for i, task in enumerate(self.tasks, start=1)}
-        starts = {task: read_json(file)["weights"] for task, file in found.items() if file.is_file()}
-        self.starts = starts or None  # without any, all tasks are kin
         self.pairs, self.prompts, self.reference = {}, {}, {}
         args = settings["training"]
         for task in self.tasks:
             lines = (rows / task / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:pairs]
             read = [json.loads(line) for line in lines]
-            encoded = encode_pairs(
+            found = encode_pairs(
                 Dataset.from_list(read), self.tokenizer, args.get("max_length", FPOConfig.max_length),
                 args.get("truncation_mode", FPOConfig.truncation_mode),
             )  # fmt: skip
-            whole = [i for i, pair in enumerate(encoded) if not pair.is_empty]
-            self.pairs[task] = [encoded[i] for i in whole]
+            whole = [i for i, pair in enumerate(found) if not pair.is_empty]
+            self.pairs[task] = [found[i] for i in whole]
             self.prompts[task] = prompt_ids(self.tokenizer, [read[i] for i in whole])
             with self.model.disable_adapter():
                 self.reference[task] = score_pairs(self.model, self.pairs[task], 0, 16)
@@ -97,7 +94,7 @@ def by_views(memory: Memory, lean: float, routes: Mapping[str, Sequence[str]]) -
     known = {task: np.zeros(len(memory.pairs[task])) for task in memory.tasks}
     gated = {task: np.zeros(len(memory.pairs[task])) for task in memory.tasks}
     for view in memory.tasks:
-        memory.put(view_weights(memory.tasks, view, lean, memory.starts))
+        memory.put(view_weights(memory.tasks, view, lean))
         for task in memory.tasks:
             led = [i for i, name in enumerate(routes[task]) if name == view]
             asked = list(range(len(routes[task]))) if task == view else led

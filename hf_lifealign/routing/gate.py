@@ -1,7 +1,7 @@
 """A gate that tells by its prompt to which task a question belongs, and that learns a task without the earlier rows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hf_lifealign._files import replacing
 
 Array = NDArray[np.float64]
 # name of the strategy and of its folder, and what a gate's file tells beside the gate
-FOLDER, VIEWS, DTYPE = "routed_memory", "views", "dtype"
+FOLDER, LEAN, DTYPE = "routed_memory", "lean", "dtype"
 _FORMAT, _KEY = "lifealign-gate-1", "gate"
 
 
@@ -130,3 +130,15 @@ class Gate:
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"{path} is not a gate that can be read: {error}. Take another revision.") from error
         return gate, content["told"]
+
+
+def view_weights(tasks: Sequence[str], own: str, lean: float) -> dict[str, float]:
+    """Weights of the tasks' updates in the view that answers one task's prompts: ``(1 - lean)`` of its own update, and
+    ``lean`` of the mean of all. They sum to 1.
+
+    Args:
+        tasks (`Sequence[str]`): all of them.
+        own (`str`): the one whose view it is.
+        lean (`float`): in [0, 1]; 0 is the task's own update alone, 1 the same mean for every task.
+    """
+    return {task: lean / len(tasks) + (1 - lean) * (task == own) for task in tasks}

@@ -1,14 +1,13 @@
 """load_routed: the views of a routed memory as plain adapters of one model, and the gate that chooses among them."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lifealign.routing.features import feature_count, prompt_features
-from hf_lifealign.routing.gate import DTYPE, FOLDER, VIEWS, Gate
+from hf_lifealign.routing.gate import DTYPE, FOLDER, LEAN, Gate, view_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +127,7 @@ def load_routed(
             f"{feature_count(model)}. Give the base that the life began with."
         )
     model = PeftModel.from_pretrained(model, str(folder), **kwargs)
-    return RoutedPolicy(model, tokenizer, gate, _add_views(model, updates, json.loads(told[VIEWS])))
+    return RoutedPolicy(model, tokenizer, gate, _add_views(model, gate, updates, float(told.get(LEAN, "0"))))
 
 
 def _read_memory(folder: Path) -> tuple[Gate, Mapping[str, str], dict[str, Path]]:
@@ -141,8 +140,6 @@ def _read_memory(folder: Path) -> tuple[Gate, Mapping[str, str], dict[str, Path]
         gate, told = Gate.load(gates[-1])
         files = {task: place / f"{i:02d}-{task}.safetensors" for i, task in enumerate(gate.tasks, start=1)}
         missing = [file.name for file in files.values() if not file.is_file()]
-        if set(json.loads(told.get(VIEWS, "{}"))) != set(gate.tasks):
-            raise ValueError(f"{gates[-1]} does not tell the views of its tasks {gate.tasks}. Take another revision.")
         if missing:
             raise ValueError(f"{place} lacks {missing}, which the gate leads to. Take another revision.")
         return gate, told, files
@@ -152,8 +149,8 @@ def _read_memory(folder: Path) -> tuple[Gate, Mapping[str, str], dict[str, Path]
     )
 
 
-def _add_views(model: Any, files: Mapping[str, Path], views: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
-    """Adds an adapter for each task's view, a sum of updates under its weights; returns their names by task."""
+def _add_views(model: Any, gate: Gate, files: Mapping[str, Path], lean: float) -> dict[str, str]:
+    """Adds an adapter for each task's view; returns their names by task."""
     from peft import set_peft_model_state_dict
 
     from hf_lifealign.strategies.merging import summed_updates
@@ -162,7 +159,7 @@ def _add_views(model: Any, files: Mapping[str, Path], views: Mapping[str, Mappin
     updates = {task: read_tensors(file) for task, file in files.items()}
     config, names = model.peft_config["default"], {}
     for task, file in files.items():
-        view, _ = summed_updates(model, updates, views[task])
+        view, _ = summed_updates(model, updates, view_weights(gate.tasks, task, lean))
         # a dot would divide the name of a module
         names[task] = file.stem.replace(".", "_")
         model.add_adapter(names[task], config)

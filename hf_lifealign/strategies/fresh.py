@@ -1,7 +1,6 @@
 """What methods share that begin each task with the adapter as it was made."""
 
 from pathlib import Path
-from typing import Any
 
 from hf_lifealign.strategies.base import Phase, Run, Strategy
 from hf_lifealign.strategies.tensors import put_back, read_tensors, trainable_parameters, write_tensors
@@ -28,16 +27,3 @@ class FreshStart(Strategy):
     def prepare_phase(self, run: Run, phase: Phase) -> None:
         if run.phases(phase.index)[0] == phase:
             put_back(run.model, read_tensors(self._initial(run)))
-
-    def _margins(self, run: Run, rows: list[dict[str, Any]], key: str) -> list[float]:
-        """Margins of preference rows under the adapter as it stands, over the untouched base, in nats.
-
-        Args:
-            rows (`list[dict]`), key (`str`): name of the rows in the run.
-        """
-        from hf_lifealign.lifelong.evaluation import pair_margins
-        from hf_lifealign.lifelong.scoring import score_pairs
-
-        pairs, reference = run.reference_pairs(rows, key)
-        pad = int(run.processing_class.pad_token_id or 0)
-        return pair_margins(score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing), reference)

@@ -60,26 +60,3 @@ def summed_updates(
         content |= {a: summed.right.to(first[a].dtype), b: summed.left.to(first[b].dtype)}
         most = max(most, lost)
     return content, most
-
-
-def begun_with(model: Any, product: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor]) -> Tensors:
-    """The same products, laid out as an adapter that is about to learn.
-
-    Each row of A gets the size that it had when the adapter was made, and the columns of B carry the rest; a direction
-    that nothing is in gets its first row of A back, with nothing in B. Otherwise zero factors would never learn, and
-    small ones slowly.
-
-    Args:
-        model (`torch.nn.Module`): PEFT model with a LoRA adapter.
-        product (`Mapping`): the adapter's parameters by name, as [`summed_updates`] gives them.
-        initial (`Mapping`): those with which the adapter was made.
-    """
-    content: Tensors = {}
-    for prefix in lora_layers(model):
-        a, b = f"{prefix}.lora_A.default.weight", f"{prefix}.lora_B.default.weight"
-        right, left, first = product[a].double().cpu(), product[b].double().cpu(), initial[a].double().cpu()
-        size = right.norm(dim=1, keepdim=True)
-        scale = torch.where(size > 0, size / first.norm(dim=1, keepdim=True), 1.0)
-        content[a] = torch.where(size > 0, right / scale, first).to(product[a].dtype)
-        content[b] = (left * scale[:, 0]).to(product[b].dtype)
-    return content

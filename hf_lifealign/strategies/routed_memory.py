@@ -2,29 +2,23 @@
 
 Ours. Parameters of tasks are kept apart, as in the single-task adapters that nothing can forget, and the task of a
 prompt is inferred by a gate, as in prompt pools (L2P, arXiv 2112.08654); the gate is the exact ridge regression over
-all prompts so far, and keeps none of them ([`~hf_lifealign.routing.Gate`]). What apart costs, that nothing is shared,
-is paid back twice: a task begins with what earlier updates are worth to it, found on its own pairs before it learns
-them ([`~hf_lifealign.routing.start_weights`]), and each view leans on the mean of its kin (sums of updates as in task
-arithmetic, arXiv 2212.04089), so that a prompt that is led to a relative is not answered by a stranger.
+all prompts so far, and keeps none of them ([`~hf_lifealign.routing.Gate`]). Each view leans on the mean of all updates
+(task arithmetic, arXiv 2212.04089), so that a prompt that is led astray is not answered by a stranger.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
 
-from hf_lifealign._files import read_json, write_json
 from hf_lifealign.routing.features import feature_count, prompt_features
-from hf_lifealign.routing.gate import DTYPE, FOLDER, VIEWS, Gate
-from hf_lifealign.routing.kin import Starts, start_weights, view_weights
+from hf_lifealign.routing.gate import DTYPE, FOLDER, LEAN, Gate, view_weights
 from hf_lifealign.strategies.base import Phase, Run
 from hf_lifealign.strategies.fresh import FreshStart
-from hf_lifealign.strategies.merging import begun_with, summed_updates
+from hf_lifealign.strategies.merging import summed_updates
 from hf_lifealign.strategies.tensors import (
     Tensors,
     copied,
@@ -42,53 +36,43 @@ if TYPE_CHECKING:
 
 
 class RoutedMemoryStrategy(FreshStart):
-    """Learns each task from what earlier ones are worth to it, keeps its update, and routes each prompt to its task.
+    """Learns each task from the base, keeps its update, and routes each prompt to the task it looks like.
 
-    Before a task learns, some of its pairs are scored under each earlier update. They say with which weighed sum of
-    these it begins, the untouched base where none is of use. After it a gate learns its prompts. A prompt is then
-    answered by the view of the task to which the gate leads it: that task's update, leaning on the mean of its kin,
-    which are the tasks that took from it or it from them, cut to the adapter's rank. Evaluations, judges and samples
-    are of the views. What is published at the adapter's root, and watched on general text, is the mean of all updates:
+    After a task a gate learns its prompts. A prompt is then answered by the view of the task to which the gate leads
+    it: that task's update, leaning on the mean of all updates, cut to the adapter's rank. Evaluations, judges and
+    samples are of the views. What is published at the adapter's root, and watched on general text, is the mean itself:
     one plain LoRA adapter for whoever does not route ([`~hf_lifealign.routing.load_routed`] does). Nothing is replayed,
-    no row is kept, and earlier views change by their kin alone: what a later task can take from an earlier one is the
+    no row is kept, and earlier views change by the mean alone: what a later task can take from an earlier one is the
     prompts that the gate leads to it.
 
     Args:
-        lean (`float`, *optional*, defaults to `1/3`): share of the mean of its kin in each view, in [0, 1]. 0 is a
-            task's own update alone.
+        lean (`float`, *optional*, defaults to `1/3`): share of the mean of all updates in each view, in [0, 1]. 0 is a
+            task's own update alone, 1 the same mean for every prompt.
         ridge (`float`, *optional*, defaults to `1.0`): of the gate's regression, above 0.
-        probes (`int`, *optional*, defaults to 48): pairs of a task that are scored under each earlier update before it
-            learns. With 0 each task begins with the base, and all tasks are kin.
     """
 
     name = FOLDER
 
-    def __init__(self, lean: float = 1 / 3, ridge: float = 1.0, probes: int = 48):
+    def __init__(self, lean: float = 1 / 3, ridge: float = 1.0):
         if not 0 <= lean <= 1:
             raise ValueError(f"You set lean={lean} of the strategy {self.name!r}. It has to lie in [0, 1].")
         if not ridge > 0:
             raise ValueError(f"You set ridge={ridge} of the strategy {self.name!r}. It has to be above 0.")
-        self.refuse_below(0, probes=probes)
-        self.lean, self.ridge, self.probes = float(lean), float(ridge), int(probes)
+        self.lean, self.ridge = float(lean), float(ridge)
         self._task: str | None = None  # the last one that was begun
         self._gate: Gate | None = None
-        self._weights: dict[str, dict[str, float]] = {}  # by view
         self._views: dict[str, Tensors] = {}
         self._told: dict[str, Any] = {}
 
-    # Files: the adapter as it was made, with what each task began, its update, and the gate after the last task
-
-    def _start_file(self, run: Run, task: str) -> Path:
-        return run.strategy_file(self, f"start-{run.label(task)}.json")
+    # Files: the adapter as it was made, each task's update, and the gate after the last task
 
     def _gate_file(self, run: Run, task: str) -> Path:
         return run.strategy_file(self, f"gate-{run.label(task)}.safetensors")
 
     def state_files(self, run: Run) -> list[Path]:
         updates = [file for task in run.lived if (file := self._update(run, task)).is_file()]
-        starts = [file for task in run.lived if (file := self._start_file(run, task)).is_file()]
         gates = [file for task in run.lived if (file := self._gate_file(run, task)).is_file()]
-        return [self._initial(run), *starts, *updates, *gates[-1:]]
+        return [self._initial(run), *updates, *gates[-1:]]
 
     def prepare_stream(self, run: Run, stream: "TaskStream") -> "TaskStream":
         refuse_more_than_factors(run.model, self.name)
@@ -110,46 +94,6 @@ class RoutedMemoryStrategy(FreshStart):
     def before_task(self, run: Run, task: str) -> None:
         self._task = task
 
-    def prepare_phase(self, run: Run, phase: Phase) -> None:
-        if run.phases(phase.index)[0] != phase:
-            return
-        initial = read_tensors(self._initial(run))
-        put_back(run.model, initial)
-        known = run.lived[: run.lived.index(phase.task)]
-        if not known or not self.probes:
-            return
-        file = self._start_file(run, phase.task)
-        if not run.agreed(file.is_file()):
-            tried = self._tried(run, phase.task, known)
-            if run.is_main_process:
-                write_json(file, tried)
-            run.agreed(True)  # everybody reads what has been written
-        weights = {task: weight for task, weight in read_json(file)["weights"].items() if weight > 0}
-        put_back(run.model, begun_with(run.model, self._summed(run, weights)[0], initial) if weights else initial)
-
-    def _tried(self, run: Run, task: str, known: list[str]) -> dict[str, Any]:
-        """What a task begins with, and what some of its pairs say of each earlier update."""
-        rows = run.training_rows(task)
-        picked = np.random.default_rng([run.seed, len(known)]).permutation(len(rows))[: self.probes]
-        pairs = [rows[int(i)] for i in sorted(picked)]
-        margins = []
-        for earlier in known:
-            put_back(run.model, read_tensors(self._update(run, earlier)))
-            margins.append(self._margins(run, pairs, f"{task}-{self.name}"))
-        found = np.array(margins).T
-        return {
-            "pairs": len(pairs),
-            "weights": dict(zip(known, map(float, start_weights(found).round(6)), strict=True)),
-            "accuracy": dict(zip(known, map(float, (found > 0).mean(axis=0).round(4)), strict=True)),
-            "margin": dict(zip(known, map(float, found.mean(axis=0).round(4)), strict=True)),
-        }
-
-    def _starts(self, run: Run, known: list[str]) -> Starts | None:
-        if not self.probes:
-            return None
-        files = {task: self._start_file(run, task) for task in known}
-        return {task: read_json(file)["weights"] for task, file in files.items() if file.is_file()}
-
     def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
         if run.phases(phase.index)[-1] != phase:
             return
@@ -157,17 +101,13 @@ class RoutedMemoryStrategy(FreshStart):
         learnt = self._learnt(run, known)
         if run.is_main_process:
             write_tensors(self._update(run, phase.task), trainable_parameters(run.model))
-            starts = self._starts(run, known)
-            views = {task: view_weights(known, task, self.lean, starts) for task in known}
-            told = {VIEWS: json.dumps(views), DTYPE: str(run.model.dtype).removeprefix("torch.")}
+            told = {LEAN: repr(self.lean), DTYPE: str(run.model.dtype).removeprefix("torch.")}
             learnt.save(self._gate_file(run, phase.task), **told)
         run.agreed(True)  # everybody reads what has been written
-        self._open(run, phase.task)
-        mean, lost = self._summed(run, dict.fromkeys(known, 1 / len(known)))
+        self._gate, self._views = self._read_gate(run, phase.task), {}
+        mean, lost = self._summed(run, view_weights(known, phase.task, 1.0))
         put_back(run.model, mean)
-        start = self._start_file(run, phase.task)
-        began = {"start": read_json(start)} if self.probes and start.is_file() else {}
-        self._told = {"tasks": len(known), "left_out_by_rank": lost} | began
+        self._told = {"tasks": len(known), "left_out_by_rank": lost}
 
     def after_task(self, run: Run, task: str) -> None:
         self._remove_gates(run, run.lived[: run.lived.index(task)])
@@ -177,24 +117,19 @@ class RoutedMemoryStrategy(FreshStart):
 
     def _learnt(self, run: Run, known: list[str]) -> Gate:
         """The gate with the last of the known tasks."""
-        before = self._read_gate(run, known[-2])[0] if known[1:] else Gate.empty(feature_count(run.model))
+        before = self._read_gate(run, known[-2]) if known[1:] else Gate.empty(feature_count(run.model))
         features = self._features(run, list(run.stream[known[-1]].load().train))
         return replace(before, ridge=self.ridge).added(known[-1], features)
 
-    def _open(self, run: Run, task: str) -> None:
-        """Makes the gate after a task the one that leads, and its views those that answer."""
-        self._gate, told = self._read_gate(run, task)
-        self._weights, self._views = json.loads(told[VIEWS]), {}
-
-    def _read_gate(self, run: Run, task: str) -> tuple[Gate, Mapping[str, str]]:
-        gate, told = Gate.load(self._gate_file(run, task))
+    def _read_gate(self, run: Run, task: str) -> Gate:
+        gate, _ = Gate.load(self._gate_file(run, task))
         known = tuple(run.lived[: run.lived.index(task) + 1])
         if gate.tasks != known:
             raise ValueError(
                 f"The gate in {self._gate_file(run, task)} knows the tasks {list(gate.tasks)}, and the life is "
                 f"{list(known)}. It is of another life; take another revision."
             )
-        return gate, told
+        return gate
 
     def _remove_gates(self, run: Run, tasks: list[str]) -> None:
         """A gate knows all that those before it knew."""
@@ -215,16 +150,16 @@ class RoutedMemoryStrategy(FreshStart):
             return None
         if self._gate is None or self._gate.tasks[-1] != self._task:
             # the task was trained before a restart
-            self._open(run, self._task)
-        assert self._gate is not None
+            self._gate, self._views = self._read_gate(run, self._task), {}
         # processes may round otherwise, and have to agree
         names: list[str] = broadcast_object_list([self._gate.route(self._features(run, rows))])[0]
         return names
 
     @contextmanager
     def view(self, run: Run, name: str) -> Iterator[None]:
+        assert self._gate is not None
         if name not in self._views:
-            self._views[name], _ = self._summed(run, self._weights[name])
+            self._views[name], _ = self._summed(run, view_weights(self._gate.tasks, name, self.lean))
         kept = copied(trainable_parameters(run.model))
         put_back(run.model, self._views[name])
         try:

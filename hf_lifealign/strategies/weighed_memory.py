@@ -171,9 +171,17 @@ class WeighedMemoryStrategy(FreshStart, MemoryStrategy):
             for by in finished:
                 if by == new or by not in margins:
                     put_back(run.model, own if by == new else read_tensors(self._update(run, by)))
-                    margins[by] = self._margins(run, rows, f"{task}-{self.name}")
+                    margins[by] = self._margins(run, task, rows)
             put_back(run.model, own)
             if run.is_main_process:
                 write_json(self._file(run, task), content | {"margins": margins})
             found[task] = {by: values[: len(rows)] for by, values in margins.items()}
         return found
+
+    def _margins(self, run: Run, task: str, rows: list[dict[str, Any]]) -> list[float]:
+        from hf_lifealign.lifelong.evaluation import pair_margins
+        from hf_lifealign.lifelong.scoring import score_pairs
+
+        pairs, reference = run.reference_pairs(rows, f"{task}-{self.name}")
+        pad = int(run.processing_class.pad_token_id or 0)
+        return pair_margins(score_pairs(run.model, pairs, pad, pair_packing=run.pair_packing), reference)

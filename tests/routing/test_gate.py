@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hf_lifealign.routing import Gate
+from hf_lifealign.routing import Gate, view_weights
 
 Array = NDArray[np.float64]
 
@@ -99,3 +99,11 @@ def test_what_does_not_fit_is_refused() -> None:
             gate.added("other", wrong)
     with pytest.raises(ValueError, match="no task"):
         Gate.empty(3).scores(features)
+
+
+def test_views_lean_on_the_mean() -> None:
+    tasks = ["a", "b", "c", "d"]
+    assert view_weights(tasks, "b", 0.0) == {"a": 0, "b": 1, "c": 0, "d": 0}
+    assert view_weights(tasks, "b", 1.0) == dict.fromkeys(tasks, 0.25)
+    leaning = view_weights(tasks, "b", 0.4)
+    assert leaning == pytest.approx({"a": 0.1, "b": 0.7, "c": 0.1, "d": 0.1})
