@@ -9,7 +9,9 @@ comparison.md, comparison.png), whose differences are to our configuration; and 
 - `sweep`, `sweep-pooled`: each method at each learning rate, on validation rows, one seed;
 - `final`: the required methods and ours, first order, on test rows;
 - `orders`: replay and ours, the other orders;
-- `methods`: every method that was run, first order, the first seed alone; those that were not run are marked.
+- `methods`: every method, first order, the first seed alone.
+
+Methods that were not run are named under each table.
 """
 
 import argparse
@@ -92,9 +94,13 @@ def main() -> None:
     for part, (methods, results, against) in parts_of(options.output, content).items():
         told = "Not run yet."
         if results:
-            plan = part_plan(options.docs / "evidence" / part, methods, results, against)
+            ran = {result["method"] for result in results}
+            plan = part_plan(options.docs / "evidence" / part, [m for m in methods if m in ran], results, against)
             write_comparison(plan, results)
             told = tables((Path(plan.output_dir) / "comparison.md").read_text(encoding="utf-8"))
+            missing = ", ".join(f"`{name}`" for name in methods if name not in ran)
+            told += f"\n\nNot run: {missing}." if missing else ""
+            told += f"\n\n![What each method keeps](evidence/{part}/comparison.png)"
         page = filled(page, part, told)
         print(f"{part}: {len(results)} runs", flush=True)
     write_text(file, page)

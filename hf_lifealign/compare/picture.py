@@ -62,6 +62,7 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         ax.set_yticks(range(rows), [shorten(m, 22) for m in methods] if k == 0 else [""] * rows)
         ax.tick_params(axis="y", length=0)
         ax.set_title(TITLES[name], fontsize=9, color=INK, loc="left")
+        ax.locator_params(axis="x", nbins=6)
         ax.grid(axis="x", color=FAINT, lw=0.5)
         ax.set_axisbelow(True)
     if len(orders) > 1:

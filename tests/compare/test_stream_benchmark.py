@@ -90,10 +90,11 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert told["replay"][3].startswith("0.500")
     assert told["replay"][5].startswith("-0.300")
     assert told["routed_memory"][5] == ""
-    assert "not run" in told["lifealign"][1]
+    assert "Not run: `sequential`, `lifealign`, `joint`." in final
+    assert "](evidence/final/comparison.png)" in final
     every = page.split("<!-- table: methods -->")[1].split("<!-- end -->")[0]
     assert "| ewc | 1 |" in every
-    assert "| gem | not run |" in every
+    assert "`gem`" in every.split("Not run: ")[1]
     assert "old" not in final
     assert "Not run yet" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
     assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
