@@ -58,11 +58,36 @@ class RoutedPolicy:
         ids = prompt_ids(self.tokenizer, [{"prompt": prompt} for prompt in prompts])
         return self.gate.route(prompt_features(self.model, ids, int(self.tokenizer.pad_token_id or 0), batch_size))
 
-    def generate(self, prompts: Sequence[Any], max_new_tokens: int = 64, batch_size: int = 8) -> list[str]:
-        """Greedy answers, each by the view of the task its prompt belongs to; the active adapter stays what it was."""
+    def generate(
+        self,
+        prompts: Sequence[Any],
+        max_new_tokens: int = 64,
+        batch_size: int = 8,
+        tasks: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Greedy answers, each by the view of the task its prompt belongs to; the active adapter stays what it was.
+
+        Args:
+            prompts (`Sequence`): as in [`~RoutedPolicy.route`].
+            max_new_tokens (`int`): of an answer, at most.
+            batch_size (`int`): prompts of a forward pass.
+            tasks (`Sequence[str]`, *optional*): the task of each prompt, where the caller knows it; the gate is not
+                asked then.
+
+        Raises:
+            ValueError: if there are not as many tasks as prompts, or one has no view.
+        """
         from hf_lifealign.lifelong.evaluation import generate_answers
 
-        tasks, active = self.route(prompts, batch_size), self.model.active_adapters
+        tasks = self.route(prompts, batch_size) if tasks is None else tasks
+        strange = sorted(set(tasks) - set(self.adapters))
+        if strange or len(tasks) != len(prompts):
+            raise ValueError(
+                f"You gave {len(prompts)} prompts and {len(tasks)} tasks"
+                + (f", among them {strange}" if strange else "")
+                + f". Give each prompt one of {list(self.adapters)}, or leave tasks out."
+            )
+        active = self.model.active_adapters
         answers: dict[int, str] = {}
         try:
             for task in sorted(set(tasks)):

@@ -107,6 +107,13 @@ def test_loaded_it_answers_as_in_the_life(lived: Any, tmp_path: Path) -> None:
         policy.model.set_adapter(policy.adapters[name])
         told = generate_answers(policy.model, policy.tokenizer, rows[6 * i : 6 * i + 6], 4, 6)
         assert answers[6 * i : 6 * i + 6] == told
+    swapped_views = policy.generate(prompts[:2], max_new_tokens=4, tasks=["omega", "alpha"])
+    policy.model.set_adapter(policy.adapters["omega"])
+    assert swapped_views[0] == generate_answers(policy.model, policy.tokenizer, rows[:1], 4, 1)[0]
+    assert swapped_views[1] == answers[1]
+    for tasks, match in ((["omega"], "2 prompts and 1 tasks"), (["omega", "beta"], r"among them \['beta'\]")):
+        with pytest.raises(ValueError, match=match):
+            policy.generate(prompts[:2], tasks=tasks)
     policy.model.set_adapter("default")
     batch = policy.tokenizer(["alpha", "omega"], return_tensors="pt", padding=True)
     mixed = policy.model(**batch, adapter_names=[policy.adapters[name] for name in ("alpha", "omega")]).logits
