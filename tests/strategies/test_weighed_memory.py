@@ -132,7 +132,7 @@ def test_tasks_that_agree_are_kept(tmp_path: Path) -> None:
     assert matrix[1] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("warm_start", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_interrupted_life_ends_as_one_that_was_not(warm_start: bool, tmp_path: Path) -> None:
     life(tmp_path / "whole", warm_start=warm_start).train()
     with pytest.raises(KeyboardInterrupt):
