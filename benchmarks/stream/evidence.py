@@ -32,7 +32,7 @@ Results = list[dict[str, Any]]
 
 
 def results_of(folder: Path) -> Results:
-    """What came of all arms of a stage, in no order that would depend on the disk's."""
+    """What came of all arms of a stage, whatever plan they were part of."""
     return [read_json(file) for file in sorted(folder.glob(f"*/*/seed-*/{RESULT}"))]
 
 
@@ -46,13 +46,16 @@ def part_plan(output: Path, methods: Sequence[str], results: Results, against: s
 def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[str], Results, str]]:
     """By part: its methods, its results, and the method that the others are compared to."""
     known = list(content["methods"])
+    chosen = read_json(output / "chosen.json") if (output / "chosen.json").is_file() else {}
+    ours = chosen.get("ours")
+    if ours is None:
+        raise SystemExit(
+            f"In {output} none of our configurations has been swept yet, and the tables are differences to it. Run "
+            "benchmarks/stream/run.py with this --output and --stage sweep first."
+        )
     stages = {stage: results_of(output / stage) for stage in ("sweep", "sweep-pooled", "final", "orders", "baselines")}
-    if not (output / "chosen.json").is_file():
-        raise SystemExit(f"There is nothing in {output} yet. Run benchmarks/stream/run.py with this --output first.")
-    chosen = read_json(output / "chosen.json")
-    ours = chosen["ours"] or "sequential"
     rated = [f"{name}-{rate:g}" for name in known for rate in content["grid"]]
-    best = f"{ours}-{chosen['chosen'].get(ours, content['grid'][0]):g}"
+    best = f"{ours}-{chosen['chosen'][ours]:g}"
     first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
     alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]
     swept = {f"{n}-{rate:g}" for n in known for rate in content["grid"] if content["methods"][n].get("swept")}

@@ -101,13 +101,14 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
         for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
             name, rate = labels[result["method"]]
             ended.setdefault(name, {})[rate] = last_of(result)
-    chosen = {}
+    chosen, reached = {}, {}
     for name, rates in ended.items():
         found = {rate: value for rate, value in rates.items() if value is not None}
         if len(rates) == len(content["grid"]) and found:
             chosen[name] = max(found, key=found.__getitem__)
+            reached[name] = found[chosen[name]]
     candidates = [name for name, method in known.items() if method["kind"] == "ours" and name in chosen]
-    ours = max(candidates, key=lambda name: ended[name][chosen[name]] or 0.0) if candidates else None
+    ours = max(candidates, key=reached.__getitem__, default=None)
     write_json(options.output / "chosen.json", {"last_on_validation": ended, "chosen": chosen, "ours": ours})
     return {name: rate for name, rate in chosen.items() if name == ours or name not in candidates}
 
@@ -160,14 +161,12 @@ def main() -> None:
                    options.seeds),
         "baselines": ({n: m for n, m in best.items() if kinds[n] == "baseline"}, ["first"], options.seeds[:1]),
     }  # fmt: skip
+    swept = read_json(options.output / "chosen.json")["chosen"]
+    unswept = ", ".join(name for name in asked if name not in swept)
     for stage in (stage for stage in options.stage if stage in wanted):
         methods, orders, seeds = wanted[stage]
-        unswept = [n for n in asked if n not in read_json(options.output / "chosen.json")["chosen"]]
         if unswept:
-            print(
-                f"{stage}: no learning rate has been chosen yet for {', '.join(unswept)}; run the stage sweep",
-                flush=True,
-            )
+            print(f"{stage}: no learning rate has been chosen yet for {unswept}; run the stage sweep", flush=True)
         told = {name: ORDERS[name] for name in orders}
         live(plan_of(options, content, stage, "test", methods, told, seeds, "sequential"), options, set(asked))
 

@@ -56,7 +56,7 @@ class Children:
 @contextlib.contextmanager
 def interrupted_by_termination() -> Iterator[None]:
     """In this context SIGTERM and SIGHUP interrupt the main thread as Ctrl-C does, so that it can end what it began; a
-    signal that is ignored stays so."""
+    signal that is ignored, or that somebody else handles, stays so."""
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         known = []
