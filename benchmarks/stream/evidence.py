@@ -6,7 +6,7 @@ Nothing is run. Each part of the evidence is a comparison of its own under DOCS/
 comparison.md, comparison.png), whose differences are to our configuration; and between the lines
 `<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.md its tables are written anew. The parts:
 
-- `sweep`, `sweep-pooled`: each method at each learning rate, on validation rows, one seed;
+- `sweep`: each method at each learning rate, on validation rows, one seed;
 - `final`: the required methods and ours, first order, on test rows;
 - `orders`: replay and ours, the other orders;
 - `methods`: every method, first order, the first seed alone.
@@ -17,14 +17,18 @@ Methods that were not run are named under each table.
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import yaml
+from prepare import TASKS
+from run import POOLED, STAGES, SWEEP_SEED
 
 from hf_lifealign._files import read_json, write_text
 from hf_lifealign.compare.document import write_comparison
 from hf_lifealign.compare.plan import Plan
+from hf_lifealign.compare.runner import DONE
 
 HERE = Path(__file__).resolve().parent
 RESULT = "result.json"
@@ -34,6 +38,28 @@ Results = list[dict[str, Any]]
 def results_of(folder: Path) -> Results:
     """What came of all arms of a stage, whatever plan they were part of."""
     return [read_json(file) for file in sorted(folder.glob(f"*/*/seed-*/{RESULT}"))]
+
+
+def by_task(result: dict[str, Any], output: Path) -> dict[str, Any]:
+    """A result of a method that learnt the rows of all tasks as one, with its pairs told apart: only the end of its
+    life is known.
+
+    Raises:
+        ValueError: if its pairs are not those of all tasks, one after another.
+    """
+    if result["status"] != DONE:
+        return result
+    part = "validation" if result["seed"] == SWEEP_SEED else "test"
+    data = read_json(output / "data" / "manifest.json")["tasks"]
+    margins, rows = result["margins"][-1][-1], [data[task][part]["rows"] for task in TASKS]
+    if len(margins) != sum(rows):
+        raise ValueError(
+            f"The run {result['method']}, seed {result['seed']}, was measured on {len(margins)} pairs, but there are "
+            f"{sum(rows)} {part} rows in {output / 'data'}. Raise max_length in methods.yaml, so that no pair is lost."
+        )
+    ends = list(accumulate(rows))
+    last = [margins[end - n : end] for end, n in zip(ends, rows, strict=True)]
+    return result | {"tasks": list(TASKS), "margins": [[] for _ in TASKS[1:]] + [last]}
 
 
 def part_plan(output: Path, methods: Sequence[str], results: Results, against: str) -> Plan:
@@ -53,16 +79,18 @@ def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[s
             f"In {output} none of our configurations has been swept yet, and the tables are differences to it. Run "
             "benchmarks/stream/run.py with this --output and --stage sweep first."
         )
-    stages = {stage: results_of(output / stage) for stage in ("sweep", "sweep-pooled", "final", "orders", "baselines")}
+    stages = {
+        stage: results_of(output / stage)
+        + [by_task(result, output) for result in results_of(output / f"{stage}-{POOLED}")]
+        for stage in STAGES
+    }
     rated = [f"{name}-{rate:g}" for name in known for rate in content["grid"]]
     best = f"{ours}-{chosen['chosen'][ours]:g}"
     first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
     alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]
-    swept = {f"{n}-{rate:g}" for n in known for rate in content["grid"] if content["methods"][n].get("swept")}
     ran = [n for n in known if content["methods"][n]["kind"] == "required" or n == ours]
     return {
-        "sweep": ([label for label in rated if label not in swept], stages["sweep"], best),
-        "sweep-pooled": ([label for label in rated if label in swept], stages["sweep-pooled"], ""),
+        "sweep": (rated, stages["sweep"], best),
         "final": (ran, stages["final"], ours),
         "orders": (["replay", ours], stages["orders"], ours),
         "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, ours),

@@ -11,10 +11,12 @@ was killed goes on from its last checkpoint. The stages:
 - `baselines`: the other methods with their best rate, first order, one seed.
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
-writes it, and `chosen.json` says which rates, and which of our candidates, were taken and why.
+writes it, `<stage>-pooled/` one of methods that learn the rows of all tasks together, and `chosen.json` says which
+rates, and which of our candidates, were taken and why.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,30 +49,31 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return content
 
 
-def plan_of(
-    options: argparse.Namespace, content: dict[str, Any], stage: str, part: str, methods: dict[str, Any],
-    orders: dict[str, list[str]], seeds: list[int], against: str,
-) -> Plan | None:  # fmt: skip
-    """The comparison of a stage, written as a recipe beside its results."""
-    if not methods:
-        return None
-    names = next(iter(orders.values()))
-    tasks = [{"name": t, "train": f"data/{t}/train.jsonl", "test": f"data/{t}/{part}.jsonl"} for t in names]
-    recipe = content["common"] | {
-        "model": options.model, "tasks": tasks, "methods": methods, "orders": orders,
-        "seeds": seeds, "against": against if against in methods else next(iter(methods)),
-        "output_dir": str(options.output / stage),
-    }  # fmt: skip
-    file = options.output / f"{stage}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return read_plan(file)
+def plans_of(
+    options: argparse.Namespace, stage: str, part: str, methods: dict[str, Any], orders: list[str], seeds: list[int],
+) -> Iterator[Plan]:  # fmt: skip
+    """The comparisons of a stage, each written as a recipe beside its results: of the methods that learn task after
+    task, and of those that learn the rows of all tasks as one, which have no order."""
+    common = settings_of(options)["common"]
+    for pooled, told in ((False, {name: ORDERS[name] for name in orders}), (True, {"first": [POOLED]})):
+        own = {name: method["settings"] for name, method in methods.items() if method.get("pooled", False) == pooled}
+        if not own:
+            continue
+        folder = f"{stage}-{POOLED}" if pooled else stage
+        names = next(iter(told.values()))
+        tasks = [{"name": t, "train": f"data/{t}/train.jsonl", "test": f"data/{t}/{part}.jsonl"} for t in names]
+        recipe = common | {
+            "model": options.model, "tasks": tasks, "methods": own, "orders": told, "seeds": seeds,
+            "against": "sequential" if "sequential" in own else next(iter(own)),
+            "output_dir": str(options.output / folder),
+        }  # fmt: skip
+        file = options.output / f"{folder}.yaml"
+        write_text(file, yaml.safe_dump(recipe, sort_keys=False))
+        yield read_plan(file)
 
 
-def live(plan: Plan | None, options: argparse.Namespace, asked: set[str]) -> list[dict[str, Any]]:
-    """Runs the asked methods of a stage, and writes its tables of all that have been run."""
-    if plan is None:
-        return []
+def live(plan: Plan, options: argparse.Namespace, asked: set[str]) -> list[dict[str, Any]]:
+    """Runs the asked methods of a comparison, and writes its tables of all that have been run."""
     part = replace(plan, arms=[arm for arm in plan.arms if arm.method in asked])
     run_arms(part, options.output, lambda line: print(line, flush=True), jobs=options.jobs)
     results = collected(plan)
@@ -81,7 +84,8 @@ def live(plan: Plan | None, options: argparse.Namespace, asked: set[str]) -> lis
 
 def rated(method: dict[str, Any], rate: float) -> dict[str, Any]:
     """A method with a learning rate."""
-    return method | {"training": (method.get("training") or {}) | {"learning_rate": rate}}
+    settings = method["settings"]
+    return method | {"settings": settings | {"training": (settings.get("training") or {}) | {"learning_rate": rate}}}
 
 
 def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]) -> dict[str, float]:
@@ -89,15 +93,9 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
     with the highest Last on validation rows, of a seed of its own."""
     known = content["methods"]
     ended: dict[str, dict[float, float | None]] = {}
-    for way, order in (("", ORDERS["first"]), (POOLED, [POOLED])):
-        names = [name for name, method in known.items() if method.get("swept", "") == way]
-        labels = {f"{name}-{rate:g}": (name, rate) for name in names for rate in content["grid"]}
-        # all rows in one task: nothing is left for a strategy to do
-        own: dict[str, Any] = {"strategies": []} if way == POOLED else {}
-        methods = {label: rated(known[name]["settings"] | own, rate) for label, (name, rate) in labels.items()}
-        stage = "-".join(filter(None, ("sweep", way)))
-        orders = {"first": order}
-        plan = plan_of(options, content, stage, "validation", methods, orders, [SWEEP_SEED], next(iter(methods), ""))
+    labels = {f"{name}-{rate:g}": (name, rate) for name in known for rate in content["grid"]}
+    methods = {label: rated(known[name], rate) for label, (name, rate) in labels.items()}
+    for plan in plans_of(options, "sweep", "validation", methods, ["first"], [SWEEP_SEED]):
         for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
             name, rate = labels[result["method"]]
             ended.setdefault(name, {})[rate] = last_of(result)
@@ -154,7 +152,7 @@ def main() -> None:
     asked = options.methods or list(content["methods"])
     kinds = {name: method["kind"] for name, method in content["methods"].items()}
     chosen = sweep(options, content, asked if "sweep" in options.stage else [])
-    best = {name: rated(content["methods"][name]["settings"], rate) for name, rate in chosen.items()}
+    best = {name: rated(content["methods"][name], rate) for name, rate in chosen.items()}
     wanted = {
         "final": ({n: m for n, m in best.items() if kinds[n] in ("required", "ours")}, ["first"], options.seeds),
         "orders": ({n: m for n, m in best.items() if kinds[n] == "ours" or n == "replay"}, ["reverse", "mixed"],
@@ -167,8 +165,8 @@ def main() -> None:
         methods, orders, seeds = wanted[stage]
         if unswept:
             print(f"{stage}: no learning rate has been chosen yet for {unswept}; run the stage sweep", flush=True)
-        told = {name: ORDERS[name] for name in orders}
-        live(plan_of(options, content, stage, "test", methods, told, seeds, "sequential"), options, set(asked))
+        for plan in plans_of(options, stage, "test", methods, orders, seeds):
+            live(plan, options, set(asked))
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def _entry(method: str, figures: Mapping[str, Compared], done: Sequence[Mapping[
     return {
         "seeds": [result["seed"] for result in own],
         **{kind: {part: plain(found) for part, found in figures[kind][method].items()} for kind in figures},
-        "matrix": [[round(float(v), 4) for v in row[: i + 1]] for i, row in enumerate(cells.mean(axis=0))],
-        "by_seed": [dict(zip(METRICS, map(float, np.round(summarise(each), 4)), strict=True)) for each in cells],
+        "matrix": [[_number(v) for v in row[: i + 1]] for i, row in enumerate(cells.mean(axis=0))],
+        "by_seed": [dict(zip(METRICS, map(_number, summarise(each)), strict=True)) for each in cells],
         **{key: float(np.median([result[key] for result in own])) for key in ("steps", "peak_memory_mb", "kept_mb")},
         "routes": [result.get("routes") for result in own],
         "trainable_parameters": own[0]["trainable_parameters"],
@@ -79,6 +79,11 @@ def _entry(method: str, figures: Mapping[str, Compared], done: Sequence[Mapping[
             part: float(np.median([result["seconds"][part] for result in own])) for part in ("training", "evaluation")
         },
     }
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no NaN: what is not known is nothing."""
+    return None if np.isnan(value) else round(float(value), 4)
 
 
 def comparison_text(content: Mapping[str, Any], methods: Sequence[str]) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-# Of one run: after task i, the margins of task j's test pairs, in nats; the lower triangle, j <= i.
+# Of one run: after task i, the margins of task j's test pairs, in nats; the lower triangle, j <= i. A stage before the
+# last one that nobody measured is empty: what depends on it is not known.
 Margins = Sequence[Sequence[Array]]
 
 METRICS = ("bwt", "forgetting", "last_performance", "average_performance")
@@ -46,7 +47,8 @@ def summarise(cells: Array) -> Array:
             above the diagonal is not looked at.
 
     Returns:
-        `numpy.ndarray` of shape `(..., 4)`; BWT and forgetting are NaN for a single task.
+        `numpy.ndarray` of shape `(..., 4)`; BWT and forgetting are NaN for a single task, and whatever depends on a
+        cell that is NaN is NaN too.
     """
     tasks = cells.shape[-1]
     last, diagonal = cells[..., -1, :], np.diagonal(cells, axis1=-2, axis2=-1)
@@ -70,12 +72,15 @@ def resampled(runs: Sequence[Margins], draws: Sequence[Array], accuracy: bool = 
         accuracy (`bool`): the share of pairs that are won, or else the mean margin.
 
     Returns:
-        `numpy.ndarray` of shape `(replicates, runs, tasks, tasks)`, zero above the diagonal.
+        `numpy.ndarray` of shape `(replicates, runs, tasks, tasks)`, zero above the diagonal, NaN where a stage was not
+        measured.
     """
     tasks = len(draws)
     found = np.zeros((len(draws[0]), len(runs), tasks, tasks))
     for r, run in enumerate(runs):
         for i, row in enumerate(run):
+            if not row:
+                found[:, r, i, : i + 1] = np.nan
             for j, margins in enumerate(row[: i + 1]):
                 values = wins(np.asarray(margins)) if accuracy else np.asarray(margins, dtype=np.float64)
                 found[:, r, i, j] = draws[j] @ values / draws[j].sum(axis=1)
@@ -83,7 +88,8 @@ def resampled(runs: Sequence[Margins], draws: Sequence[Array], accuracy: bool = 
 
 
 def matrix_of(margins: Margins) -> Array:
-    """Preference accuracies of one run, of shape `(tasks, tasks)`, zero above the diagonal."""
+    """Preference accuracies of one run, of shape `(tasks, tasks)`, zero above the diagonal, NaN where a stage was not
+    measured."""
     return np.asarray(resampled([margins], [np.ones((1, len(cell))) for cell in margins[-1]])[0, 0])
 
 
@@ -146,7 +152,8 @@ def _counts(arms: Mapping[str, Mapping[int, Margins]]) -> list[int]:
     for method, runs in arms.items():
         for seed, run in runs.items():
             here = [len(margins) for margins in run[-1]]
-            whole = all(len(row[j]) == here[j] for i, row in enumerate(run) for j in range(i + 1))
+            measured = [(i, row) for i, row in enumerate(run) if row]
+            whole = bool(here) and all(len(row[j]) == here[j] for i, row in measured for j in range(i + 1))
             if counts is None:
                 counts = here
             if here != counts or not whole:

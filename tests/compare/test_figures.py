@@ -97,3 +97,18 @@ def test_other_test_pairs_cannot_be_compared() -> None:
         compared({"a": {0: run_of(0)}, "b": {0: run_of(0, pairs=39)}}, "a")
     with pytest.raises(ValueError, match="no run"):
         compared({}, "a")
+
+
+def test_what_depends_on_a_stage_that_nobody_measured_is_not_known() -> None:
+    whole = run_of(0)
+    end = [[], [], whole[2]]
+    told = compared({"whole": {0: whole}, "end": {0: end}}, "whole", accuracy=False)
+    assert told["end"]["figures"]["last_performance"] == told["whole"]["figures"]["last_performance"]
+    gain = told["end"]["differences"]["last_performance"]
+    assert gain is not None
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+    for name in ("bwt", "forgetting", "average_performance"):
+        assert told["end"]["figures"][name] is None
+        assert told["end"]["differences"][name] is None
+    with pytest.raises(ValueError, match="other test pairs"):
+        compared({"no end": {0: [*whole[:2], []]}}, "no end")

@@ -68,10 +68,15 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     runs += [("final", result(name, seed, won)) for name, won in (("replay", 0.5), ("routed_memory", 0.8))
              for seed in (0, 1)]  # fmt: skip
     runs += [("baselines", result("ewc", 0, 0.4))]
+    # all rows as one task: 10 pairs of each task, of which truthful, safe, harmless win 9 and helpful 1
+    pooled = [1.0] * 9 + [-1.0] + [1.0] * 9 + [-1.0] + [1.0] * 9 + [-1.0] + [1.0] + [-1.0] * 9
+    runs += [("final-pooled", result("joint", 0, 0.5) | {"tasks": ["pooled"], "margins": [[pooled]]})]
+    rows = {"test": {"rows": 10}, "validation": {"rows": 10}}
+    write_json(out / "data" / "manifest.json", {"tasks": dict.fromkeys(TASKS, rows)})
     for stage, told in runs:
         write_json(out / stage / told["order"] / told["method"] / f"seed-{told['seed']}" / "result.json", told)
     docs.mkdir()
-    parts = ("sweep", "sweep-pooled", "final", "orders", "methods")
+    parts = ("sweep", "final", "orders", "methods")
     page = "before\n" + "".join(f"<!-- table: {part} -->\nold\n<!-- end -->\n" for part in parts) + "after\n"
     (docs / "evidence.md").write_text(page)
     line = [sys.executable, "benchmarks/stream/evidence.py", "--output", str(out), "--docs", str(docs)]
@@ -90,7 +95,14 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert told["replay"][3].startswith("0.500")
     assert told["replay"][5].startswith("-0.300")
     assert told["routed_memory"][5] == ""
-    assert "Not run: `sequential`, `lifealign`, `joint`." in final
+    assert (told["joint"][2], told["joint"][4]) == ("", "")
+    assert told["joint"][3].startswith("0.700")
+    assert told["joint"][5].startswith("-0.100")
+    assert told["joint"][6] == ""
+    held = json.loads((docs / "evidence" / "final" / "comparison.json").read_text())["orders"]["first"]["methods"]
+    assert held["joint"]["matrix"] == [[None], [None] * 2, [None] * 3, [0.9, 0.9, 0.9, 0.1]]
+    assert held["joint"]["by_seed"][0]["bwt"] is None
+    assert "Not run: `sequential`, `lifealign`." in final
     assert "](evidence/final/comparison.png)" in final
     every = page.split("<!-- table: methods -->")[1].split("<!-- end -->")[0]
     assert "| ewc | 1 |" in every
@@ -100,6 +112,10 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.png",
     }  # fmt: skip
+    write_json(out / "data" / "manifest.json", {"tasks": {task: {"test": {"rows": 11}} for task in TASKS}})
+    assert "measured on 40 pairs, but there are 44" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT,
+                                                                      timeout=120).stderr  # fmt: skip
+    write_json(out / "data" / "manifest.json", {"tasks": dict.fromkeys(TASKS, rows)})
     (docs / "evidence.md").write_text("no place\n")
     assert "no lines" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120).stderr
 
@@ -123,11 +139,12 @@ def test_rates_are_chosen_on_validation_rows_and_the_test_is_looked_at_once(
     assert final["pairs"] == [6] * 4
     ours = max(methods[1:3], key=lambda name: max(chosen["last_on_validation"][name].values()))
     assert chosen["ours"] == ours
-    assert set(final["methods"]) == {"sequential", ours, "joint"}
-    # the rates of joint training were tried on all rows in one task
-    pooled = json.loads((tmp_path / "sweep-pooled" / "comparison.json").read_text())["orders"]["first"]
-    assert pooled["tasks"] == ["pooled"]
-    assert pooled["pairs"] == [16]
-    assert {name.split("-")[0] for name in pooled["methods"]} == {"joint"}
+    assert set(final["methods"]) == {"sequential", ours}
+    # joint training learns all rows in one task
+    for stage, pairs in (("sweep", 16), ("final", 24)):
+        pooled = json.loads((tmp_path / f"{stage}-pooled" / "comparison.json").read_text())["orders"]["first"]
+        assert pooled["tasks"] == ["pooled"]
+        assert pooled["pairs"] == [pairs]
+        assert {name.split("-")[0] for name in pooled["methods"]} == {"joint"}
     again = call(tiny_dir, data, tmp_path, *flags)
     assert "[1/" not in again.stdout
