@@ -15,6 +15,7 @@ _EXPORTS = {
     "FPOTrainer": "hf_lifealign.fpo.trainer",
     "focal_preference_loss": "hf_lifealign.fpo.loss",
     "focal_weight": "hf_lifealign.fpo.loss",
+    "L2PConfig": "hf_lifealign.prompt_pool",
     "SLMCConfig": "hf_lifealign.slmc",
     "SLMCModel": "hf_lifealign.slmc",
     "ConsolidationCallback": "hf_lifealign.slmc",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from hf_lifealign.meta_aligner.trainer import MetaAlignerTrainer as MetaAlignerTrainer
     from hf_lifealign.metrics import load_metric as load_metric
     from hf_lifealign.metrics import metric_path as metric_path
+    from hf_lifealign.prompt_pool import L2PConfig as L2PConfig
     from hf_lifealign.rewards import BrevityReward as BrevityReward
     from hf_lifealign.rewards import MiniLMBradleyTerryReward as MiniLMBradleyTerryReward
     from hf_lifealign.rewards import resolve_reward as resolve_reward

@@ -26,6 +26,7 @@ from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 from hf_lifealign.fpo.loss import focal_preference_loss, focal_weight
 from hf_lifealign.fpo.pair_packing import PairPackingMixin
 from hf_lifealign.fpo.reference import base_fingerprint, drop_reference_adapter, resolve_reference_model
+from hf_lifealign.prompt_pool.training import PromptPoolMixin
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -67,7 +68,7 @@ def with_consolidation(
     return [*(callbacks or ()), ConsolidationCallback(task_name=Path(str(args.output_dir)).name)]
 
 
-class FPOTrainer(AdapterCardMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer):
+class FPOTrainer(AdapterCardMixin, PromptPoolMixin, ExtraLossMixin, PairPackingMixin, DPOTrainer):
     r"""
     Trainer for Focalized Preference Optimization (FPO), the learning half of LifeAlign (arXiv 2509.17183).
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_lifealign.hub.contents import MATRIX, RECORD, STRATEGIES, Content
+from hf_lifealign.hub.contents import CONFIG, MATRIX, RECORD, STRATEGIES, Content
 from hf_lifealign.hub.lineage import Entry
 from hf_lifealign.report.card import adapter_variables, render_card
 from hf_lifealign.report.privacy import without_folders, without_secrets
@@ -42,7 +42,8 @@ def revision_card(files: Mapping[str, Content], log: Sequence[Entry], repo_id: s
     }
     shared = any(path.startswith(f"{STRATEGIES}/replay/") for path in files)
     replays = any(strategy.get("name") == "replay" for strategy in record["settings"].get("strategies") or ())
-    variables = adapter_variables(list(memory.get("entries") or ()), context) | {
+    peft_type = json.loads(files[CONFIG].read())["peft_type"]
+    variables = adapter_variables(list(memory.get("entries") or ()), context, peft_type) | {
         "repo_id": repo_id,
         "tag": entry.tag,
         "license": without_secrets(without_folders(entry.license or "")),

@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from trl.trainer.utils import create_model_from_path
 
+from hf_lifealign.prompt_pool import L2PConfig
+
 ADAPTER = "default"
 
 
 def default_adapter_type(strategies: Sequence[Any] | None) -> str:
-    """`"slmc"` where the strategies consolidate, as they do by default, and `"lora"` where they do not.
+    """`"slmc"` where the strategies consolidate, as they do by default, `"l2p"` where they are about a prompt pool, and
+    `"lora"` elsewhere.
 
     Args:
         strategies (`list`, *optional*): names, mappings or objects, as in [`LifelongConfig`].
@@ -28,13 +31,16 @@ def default_adapter_type(strategies: Sequence[Any] | None) -> str:
         return "slmc"
     options = [{"name": spec} if isinstance(spec, str) else spec for spec in strategies]
     names = [each.get("name") if isinstance(each, dict) else getattr(each, "name", None) for each in options]
-    return "slmc" if "consolidation" in names else "lora"
+    return "slmc" if "consolidation" in names else "l2p" if "l2p" in names else "lora"
 
 
 def default_adapter(strategies: Sequence[Any] | None) -> PeftConfig:
     """The adapter of a run that was given none."""
+    kind = default_adapter_type(strategies)
+    if kind == "l2p":
+        return L2PConfig(task_type="CAUSAL_LM")
     settings: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-    if default_adapter_type(strategies) == "lora":
+    if kind == "lora":
         return LoraConfig(**settings)
     from hf_lifealign.slmc import SLMCConfig
 

@@ -17,6 +17,7 @@ from trl import DPOTrainer, SFTTrainer
 from hf_lifealign._files import read_json, remove_folder, write_json
 from hf_lifealign._modes import require_differentiable
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
+from hf_lifealign.prompt_pool.training import PromptPoolMixin
 from hf_lifealign.slmc import ConsolidationCallback
 from hf_lifealign.strategies import WARM_START, Phase, PhaseTrainer
 
@@ -106,10 +107,11 @@ def phase_logs(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def with_extra_loss(trainer_class: type[Trainer]) -> type[Trainer]:
-    """The trainer class with the seam for extra losses, which FPOTrainer has already."""
+    """The trainer class with the seam for extra losses and what a prompt pool needs, which FPOTrainer has already."""
     if issubclass(trainer_class, ExtraLossMixin):
         return trainer_class
-    return type(trainer_class.__name__, (ExtraLossMixin, trainer_class), {"__module__": trainer_class.__module__})
+    bases = (PromptPoolMixin, ExtraLossMixin, trainer_class)
+    return type(trainer_class.__name__, bases, {"__module__": trainer_class.__module__})
 
 
 def trainer_of(run: "LifelongTrainer", phase: Phase) -> PhaseTrainer:

@@ -1,5 +1,6 @@
 """A lifelong run from a YAML recipe: every key is checked before anything is loaded."""
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,15 +49,20 @@ def build_adapter(options: dict[str, Any] | None, kind: str = "slmc") -> Any:
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    import hf_lifealign.prompt_pool
     import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
 
-    options = dict(options or {"target_modules": "all-linear"})
+    options = dict(options or {})
+    is_default = not options
     kind = str(options.pop("type", kind)).upper()
     types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
     if kind not in types:
         refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
     options.setdefault("task_type", "CAUSAL_LM")
-    return build(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])], options, "adapter")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])]
+    if is_default and "target_modules" in {field.name for field in dataclasses.fields(config_class)}:
+        options["target_modules"] = "all-linear"
+    return build(config_class, options, "adapter")
 
 
 def trainer_class(name: str) -> Any:

@@ -19,6 +19,7 @@ from trl import DPOTrainer
 from hf_lifealign._modes import evaluating
 from hf_lifealign.packing import EncodedPair, why_not_packed
 from hf_lifealign.packing.forward import PairScorer, packed_head
+from hf_lifealign.prompt_pool import told_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +71,12 @@ def _completion_logps(model: torch.nn.Module, rows: list[tuple[list[int], int]],
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows], device=device)
     kwargs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    if "logits_to_keep" in inspect.signature(base.forward).parameters and not _is_prompt_learning(model):
+    cuts = "logits_to_keep" in inspect.signature(base.forward).parameters and not _is_prompt_learning(model)
+    if cuts:
         kwargs["logits_to_keep"] = torch.arange(first, longest - 1, device=device)
+    with told_prompts(model, torch.tensor([start for _, start in rows])):
         logits = model(**kwargs).logits
-    else:
-        logits = model(**kwargs).logits
+    if not cuts:
         virtual = logits.shape[1] - longest  # prompt-learning adapters put virtual tokens in front
         logits = logits[:, virtual + first : virtual + longest - 1]
     out = []

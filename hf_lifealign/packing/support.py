@@ -8,6 +8,7 @@ from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hf_lifealign.packing.mask import DENSE, FLEX
+from hf_lifealign.prompt_pool.config import L2P_NAME
 
 # Signs in a config of layers that mix tokens by other means than attention with a mask.
 _OTHER_MIXERS = ("layers_block_type", "attn_layer_indices", "mamba_d_state", "ssm_cfg", "conv_L_cache", "lru_width")
@@ -24,6 +25,8 @@ def why_not_packed(model: Any) -> str | None:
     if prompted:
         return f"the adapter {prompted[0]!r} puts virtual tokens in front of a row"
     kinds = {str(getattr(config.peft_type, "value", config.peft_type)) for config in adapters.values()}
+    if L2P_NAME in kinds:
+        return "an adapter of type L2P puts prompts of its own in front of each row"
     if "XLORA" in kinds:
         return "X-LoRA mixes its adapters by what stands in a whole row"
     invoked = sorted(n for n, config in adapters.items() if getattr(config, "alora_invocation_tokens", None))

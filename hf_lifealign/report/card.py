@@ -18,6 +18,7 @@ _REQUIRED = ("base_model",)
 _OPTIONAL = (
     "tasks", "matrix", "settings", "repo_id", "revision", "versions", "license", "language", "datasets", "tags",
 )  # fmt: skip
+LORA = "LORA"
 # What the Hub takes for the id of a model; anything else in the front matter would be refused on upload.
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
@@ -51,7 +52,9 @@ def write_adapter_card(folder: str | Path, context: Mapping[str, Any]) -> Path:
         )
     folder = Path(folder)
     card = folder / "README.md"
-    write_text(card, render_card("adapter_card.md.jinja", adapter_variables(_lineage(folder), context)))
+    write_text(
+        card, render_card("adapter_card.md.jinja", adapter_variables(_lineage(folder), context, _peft_type(folder)))
+    )
     return card
 
 
@@ -71,13 +74,16 @@ def render_card(template: str, variables: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(variables)
 
 
-def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any]) -> dict[str, Any]:
+def adapter_variables(
+    entries: list[dict[str, Any]], context: Mapping[str, Any], peft_type: str = LORA
+) -> dict[str, Any]:
     """Everything the adapter card's template names; what is unknown is an empty string, since it refuses undefined
     names.
 
     Args:
         entries (`list[dict]`): entries of the adapter's memory.
         context (`dict`): see [`write_adapter_card`], and `model_index` for the front matter.
+        peft_type (`str`): of the adapter as it is saved.
     """
     given = {key: without_folders(value) for key, value in context.items() if key not in ("matrix", "base_model")}
     base = public_model_name(str(context["base_model"] or ""))
@@ -85,7 +91,8 @@ def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any])
     tasks = [str(task) for task in given.get("tasks") or ()]
     trainer = str(settings.get("trainer") or "")
     return {
-        "front_matter": _front_matter(base, trainer, bool(entries), given),
+        "front_matter": _front_matter(base, trainer, bool(entries), given, peft_type),
+        "kind": "LoRA" if peft_type == LORA else peft_type,
         "base_model": base,
         "base_literal": literal(base or "path-or-id-of-the-base-model"),
         "adapter_literal": literal(given.get("repo_id") or "path-or-id-of-this-adapter"),
@@ -102,11 +109,11 @@ def adapter_variables(entries: list[dict[str, Any]], context: Mapping[str, Any])
     }
 
 
-def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str, Any]) -> str:
+def _front_matter(base: str, trainer: str, has_memory: bool, given: Mapping[str, Any], peft_type: str) -> str:
     """The metadata block that the Hub reads, as YAML without its fences."""
     import yaml
 
-    tags = ["trl", "lora", "lifelong-alignment", "hf-lifealign"]
+    tags = ["trl", peft_type.lower(), "lifelong-alignment", "hf-lifealign"]
     tags += [trainer.removesuffix("Trainer").lower()] if trainer else []
     tags += ["slmc"] if has_memory else []
     tags += [tag for tag in given.get("tags") or () if tag not in tags]
@@ -127,6 +134,12 @@ def hub_id(name: str) -> bool:
 def literal(text: Any) -> str:
     """A Python string literal for the code examples."""
     return json.dumps(str(text), ensure_ascii=False)
+
+
+def _peft_type(folder: Path) -> str:
+    """The adapter's type as it is saved: an SLMC adapter is saved as LoRA."""
+    file = folder / "adapter_config.json"
+    return str(read_json(file).get("peft_type", LORA)) if file.is_file() else LORA
 
 
 def _lineage(folder: Path) -> list[dict[str, Any]]:

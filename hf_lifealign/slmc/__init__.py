@@ -3,6 +3,8 @@
 Importing this package registers the type with PEFT. Source: LifeAlign, arXiv 2509.17183.
 """
 
+from hf_lifealign._peft_types import register
+
 from .callback import ConsolidationCallback
 from .config import SLMCConfig
 from .consolidation import ConsolidationError
@@ -10,10 +12,10 @@ from .hooks import ConsolidationVetoed
 from .loading import load_folder
 from .memory import Memory, SLMCMemoryError
 from .model import SLMCModel
-from .register import register
 from .report import ConsolidationReport, ModuleReport
 
-register(SLMCConfig, SLMCModel)
+# It trains LoRA's own parameters, so that PEFT finds them by LoRA's prefix.
+register("SLMC", SLMCConfig, SLMCModel)
 
 __all__ = [
     "ConsolidationCallback",

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from peft import LoraConfig
 
-from .register import ensure_peft_type
+from hf_lifealign._peft_types import ensure_peft_type
 
 # Initialisations that leave the base model's weights alone and train both factors.
 _ALLOWED_INITS = (True, False, "gaussian", "orthogonal", "eva")
@@ -70,7 +70,7 @@ class SLMCConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = ensure_peft_type()
+        self.peft_type = ensure_peft_type("SLMC")
         self._owner: weakref.ref[MemoryOwner] | None = None
         self._check_slmc_values()
         self._check_lora_options()

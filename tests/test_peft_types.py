@@ -1,12 +1,12 @@
-"""SLMC is a member of PEFT's closed enum; these tests fail when PEFT's construction changes."""
+"""Our adapter types are members of PEFT's closed enum; these tests fail when PEFT's construction changes."""
 
 import pickle
 
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
+from hf_lifealign._peft_types import ensure_peft_type, register
 from hf_lifealign.slmc import SLMCConfig, SLMCModel
-from hf_lifealign.slmc.register import ensure_peft_type, register
 
 
 def test_peft_knows_the_type_in_every_way_it_looks_types_up():
@@ -26,7 +26,7 @@ def test_peft_knows_the_type_in_every_way_it_looks_types_up():
 
 def test_registering_again_changes_nothing():
     before = list(PeftType)
-    assert register(SLMCConfig, SLMCModel) is ensure_peft_type() is PeftType.SLMC
+    assert register("SLMC", SLMCConfig, SLMCModel) is ensure_peft_type("SLMC") is PeftType.SLMC
     assert list(PeftType) == before
 
 
