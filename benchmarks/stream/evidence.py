@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from prepare import TASKS
-from run import POOLED, STAGES, SWEEP_SEED
+from run import POOLED, STAGES, SWEEP_SEED, grid_of
 
 from hf_lifealign._files import read_json, write_text
 from hf_lifealign.compare.document import write_comparison
@@ -84,7 +84,7 @@ def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[s
         + [by_task(result, output) for result in results_of(output / f"{stage}-{POOLED}")]
         for stage in STAGES
     }
-    rated = [f"{name}-{rate:g}" for name in known for rate in content["grid"]]
+    rated = [f"{name}-{rate:g}" for name in known for rate in grid_of(content, name)]
     best = f"{ours}-{chosen['chosen'][ours]:g}"
     first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
     alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]

@@ -82,6 +82,12 @@ def live(plan: Plan, options: argparse.Namespace, asked: set[str]) -> list[dict[
     return results
 
 
+def grid_of(content: dict[str, Any], name: str) -> list[float]:
+    """The learning rates that are tried for a method."""
+    grid: list[float] = content["methods"][name].get("grid", content["grid"])
+    return grid
+
+
 def rated(method: dict[str, Any], rate: float) -> dict[str, Any]:
     """A method with a learning rate."""
     settings = method["settings"]
@@ -93,7 +99,7 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
     with the highest Last on validation rows, of a seed of its own."""
     known = content["methods"]
     ended: dict[str, dict[float, float | None]] = {}
-    labels = {f"{name}-{rate:g}": (name, rate) for name in known for rate in content["grid"]}
+    labels = {f"{name}-{rate:g}": (name, rate) for name in known for rate in grid_of(content, name)}
     methods = {label: rated(known[name], rate) for label, (name, rate) in labels.items()}
     for plan in plans_of(options, "sweep", "validation", methods, ["first"], [SWEEP_SEED]):
         for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
@@ -102,7 +108,7 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
     chosen, reached = {}, {}
     for name, rates in ended.items():
         found = {rate: value for rate, value in rates.items() if value is not None}
-        if len(rates) == len(content["grid"]) and found:
+        if len(rates) == len(grid_of(content, name)) and found:
             chosen[name] = max(found, key=found.__getitem__)
             reached[name] = found[chosen[name]]
     candidates = [name for name, method in known.items() if method["kind"] == "ours" and name in chosen]

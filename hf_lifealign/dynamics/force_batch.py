@@ -13,6 +13,8 @@ from hf_lifealign.dynamics.likelihood import add_gradient
 from hf_lifealign.dynamics.measuring import forward_arguments
 from hf_lifealign.dynamics.updates import Tensors, norm
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
+from hf_lifealign.prompt_pool import pools_of
+from hf_lifealign.prompt_pool.training import PromptPoolMixin
 
 # Logits that are held at once in a forward and two backwards, in bytes.
 _LOGITS = 128 * 1024**2
@@ -155,12 +157,11 @@ def is_plain_likelihood(args: Any, trainer: Any = None) -> bool:
     # a trainer of TRL has been imported; others do without it
     if "trl.trainer.sft_trainer" in sys.modules:
         known.append(sys.modules["trl.trainer.sft_trainer"].SFTTrainer.compute_loss)
-    if "compute_loss" in vars(trainer) or bool(getattr(trainer, "extra_losses", None)):
+    if "compute_loss" in vars(trainer) or bool(getattr(trainer, "extra_losses", None)) or pools_of(trainer.model):
         return False
-    # the seam for strategies' extra losses adds nothing where there are none
-    own: Any = next(
-        kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and kind is not ExtraLossMixin
-    )
+    # these seams add nothing where there are neither extra losses nor prompt pools
+    seams = (ExtraLossMixin, PromptPoolMixin)
+    own: Any = next(kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind) and kind not in seams)
     return own.compute_loss in known
 
 

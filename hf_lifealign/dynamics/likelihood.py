@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_lifealign._modes import evaluating
 from hf_lifealign.dynamics.updates import Tensors
+from hf_lifealign.prompt_pool import pools_of, told_prompts
 
 # Logits that are held at once, in bytes; a backward needs about three times as much.
 _LOGITS = 256 * 1024**2
@@ -118,7 +119,8 @@ def _logps_of_whole_rows(model: Any, prompts: list[Sequence[int]], rows: list[li
     for start in range(0, len(rows), count):
         prompt = list(prompts[start // count])
         whole, mask = _padded([prompt + ids for ids in rows[start : start + count]], "right", device)
-        logits = model(input_ids=whole, attention_mask=mask, use_cache=False).logits
+        with told_prompts(model, torch.full((len(whole),), len(prompt))):
+            logits = model(input_ids=whole, attention_mask=mask, use_cache=False).logits
         logits = logits[:, len(prompt) - 1 : -1].float()
         found.append(_chosen(logits, whole[:, len(prompt) :], mask[:, len(prompt) :]))
     return torch.stack(found)
@@ -132,14 +134,15 @@ def _chosen(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torc
 @torch.no_grad()
 def prompt_cache(model: Any, input_ids: torch.Tensor, mask: torch.Tensor, count: int) -> Any:
     """What a model remembers of prompts but for their last tokens, each `count` times over, so that answers to the same
-    prompt need it read once. `None` where there is nothing to remember, or a cache cannot be shared.
+    prompt need it read once. `None` where there is nothing to remember, or a cache cannot be shared: that of a model
+    with a prompt pool holds more than the prompt.
 
     Args:
         model: causal language model, in evaluation mode.
         input_ids, mask (`torch.Tensor` of shape `(prompts, length)`): padded on the left.
         count (`int`): answers to each prompt.
     """
-    if input_ids.shape[1] < 2:
+    if input_ids.shape[1] < 2 or any(pools.active_pool is not None for pools in pools_of(model)):
         return None
     ids, seen = input_ids[:, :-1], mask[:, :-1]
     heads: dict[str, Any] = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}

@@ -202,12 +202,15 @@ def _build(finished: Finished, rows: Any, base: str | None, trainer: str | None,
     from transformers import AutoTokenizer
     from trl import DPOConfig
 
+    import hf_lifealign.prompt_pool
     import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
     from hf_lifealign.fpo import FPOConfig, FPOTrainer
     from hf_lifealign.lifelong.adapters import load_base, restore_adapter
+    from hf_lifealign.lifelong.phases import with_extra_loss
     from hf_lifealign.lifelong.recipe import trainer_class
     from hf_lifealign.lifelong.trainer import TRAINERS
     from hf_lifealign.models import find_base, resolve_model
+    from hf_lifealign.prompt_pool import pools_of
 
     settings = finished.settings
     own = {cls.__name__: name for name, cls in TRAINERS.items()}
@@ -229,6 +232,7 @@ def _build(finished: Finished, rows: Any, base: str | None, trainer: str | None,
     tokenizer = AutoTokenizer.from_pretrained(source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    cls = with_extra_loss(cls) if pools_of(model) else cls
     return cls(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
 
 

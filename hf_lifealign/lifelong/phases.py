@@ -17,6 +17,7 @@ from trl import DPOTrainer, SFTTrainer
 from hf_lifealign._files import read_json, remove_folder, write_json
 from hf_lifealign._modes import require_differentiable
 from hf_lifealign.fpo.extra_loss import ExtraLoss, ExtraLossMixin
+from hf_lifealign.prompt_pool import pools_of
 from hf_lifealign.prompt_pool.training import PromptPoolMixin
 from hf_lifealign.slmc import ConsolidationCallback
 from hf_lifealign.strategies import WARM_START, Phase, PhaseTrainer
@@ -107,11 +108,12 @@ def phase_logs(trainer: Trainer) -> list[dict[str, Any]]:
 
 
 def with_extra_loss(trainer_class: type[Trainer]) -> type[Trainer]:
-    """The trainer class with the seam for extra losses and what a prompt pool needs, which FPOTrainer has already."""
-    if issubclass(trainer_class, ExtraLossMixin):
+    """The trainer class with the seam for extra losses and what a prompt pool needs, where it lacks them (FPOTrainer
+    has both)."""
+    missing = tuple(mixin for mixin in (PromptPoolMixin, ExtraLossMixin) if not issubclass(trainer_class, mixin))
+    if not missing:
         return trainer_class
-    bases = (PromptPoolMixin, ExtraLossMixin, trainer_class)
-    return type(trainer_class.__name__, bases, {"__module__": trainer_class.__module__})
+    return type(trainer_class.__name__, (*missing, trainer_class), {"__module__": trainer_class.__module__})
 
 
 def trainer_of(run: "LifelongTrainer", phase: Phase) -> PhaseTrainer:
@@ -151,7 +153,7 @@ def build_trainer(
         rows = warm_start_rows(rows)
     elif set(REFERENCE_COLUMNS) <= set(rows.column_names) and issubclass(cls, DPOTrainer):
         args.precompute_ref_log_probs = True  # type: ignore[attr-defined]
-    if extra_losses:
+    if extra_losses or pools_of(model):
         cls = with_extra_loss(cls)
     kwargs: dict[str, Any] = {"model": model, "args": args, "train_dataset": rows, "callbacks": list(callbacks)}
     trainer = cls(processing_class=processing_class, **kwargs, **brought.kwargs)

@@ -33,6 +33,7 @@ from hf_lifealign.meta_aligner.schedule import INNER, OUTER, PRETRAIN, Schedule
 from hf_lifealign.meta_aligner.selection import kept_count
 from hf_lifealign.meta_aligner.states import AnswerStates, head_is_plain, states_size
 from hf_lifealign.meta_aligner.storage import GENERATION_NAMES, policy_file, read_policy
+from hf_lifealign.prompt_pool import pools_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -196,6 +197,11 @@ class MetaAlignerTrainer(RoundsMixin, SavingMixin, TwoOptimizersMixin, RLOOTrain
             raise ValueError(
                 "You passed a PeftModel whose adapter is frozen, so that pre-training could not train it. Load it with "
                 "PeftModel.from_pretrained(..., is_trainable=True); to leave it as it is, merge it into the base."
+            )
+        if pools_of(self.model):
+            raise ValueError(
+                "You passed an adapter of type L2P, which chooses prompts by what stands before the answer; this "
+                "trainer reads prompt and answer together. Use a LoRA adapter."
             )
         if self._is_vlm:
             raise ValueError("You passed a processor for images. MetaAlignerTrainer takes text only; pass a tokenizer.")

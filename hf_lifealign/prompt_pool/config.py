@@ -15,11 +15,12 @@ class L2PConfig(PeftConfig):
 
     The base stays as it is. What the untouched base makes of a prompt (the mean of its last hidden states) chooses the
     `top_k` prompts of the pool with the nearest keys, and those are put in front of the row. Tasks share the pool and
-    part in it by what their prompts look like. The trainers of hf_lifealign train the keys too; of any other trainer
-    they keep their first values, and a whole row counts as its prompt.
+    part in it by what their prompts look like. [`FPOTrainer`] and every trainer of a life train the keys too; with any
+    other trainer they keep their first values, and a whole row counts as its prompt.
 
-    The adapter is loaded by PEFT wherever hf_lifealign is imported; PEFT alone does not know it, and it cannot be
-    merged into the base.
+    PEFT loads the adapter once `hf_lifealign.prompt_pool` is imported. It cannot be merged into the base, rows get
+    longer by `top_k * prompt_length` tokens, and generation has to use its cache, since without it what was generated
+    counts as prompt.
 
     Args:
         pool_size (`int`): prompts of the pool, M.

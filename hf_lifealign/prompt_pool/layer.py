@@ -17,17 +17,18 @@ class PromptPool(nn.Module):
 
     Args:
         config ([`L2PConfig`]): sizes.
-        embeddings (`torch.Tensor` of shape `(vocabulary, features)`): prompts start as tokens drawn from these, keys
+        embed (`torch.nn.Module`): the base's token embeddings. Prompts start as tokens drawn from the vocabulary, keys
             with components drawn from [-1, 1].
     """
 
-    def __init__(self, config: L2PConfig, embeddings: torch.Tensor):
+    def __init__(self, config: L2PConfig, embed: Any):
         super().__init__()
-        size, length = config.pool_size, config.prompt_length
-        drawn = torch.randint(embeddings.shape[0], (size, length)).to(embeddings.device)
-        self.prompts = nn.Parameter(embeddings.detach()[drawn].clone())
-        keys = torch.empty(size, embeddings.shape[1]).uniform_(-1, 1)
-        self.keys = nn.Parameter(keys.to(device=embeddings.device, dtype=embeddings.dtype))
+        vocabulary, device = embed.weight.shape[0], embed.weight.device
+        drawn = torch.randint(vocabulary, (config.pool_size, config.prompt_length))
+        with torch.no_grad():  # through the module: some scale what they hold
+            self.prompts = nn.Parameter(embed(drawn.to(device)).clone())
+        keys = torch.empty(config.pool_size, self.prompts.shape[-1]).uniform_(-1, 1)
+        self.keys = nn.Parameter(keys.to(device=device, dtype=self.prompts.dtype))
         self.top_k = config.top_k
         self.pull_weight = config.pull_weight
 
@@ -39,7 +40,10 @@ class PromptPool(nn.Module):
     def forward(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompts for queries of shape `(rows, features)`: `(rows, length, features)`, and the cosines to their keys,
         `(rows, top_k)`."""
-        indices, similarity = chosen_prompts(query, self.keys.float(), self.top_k)
+        # in float32 whatever the autocast: training and evaluation have to choose alike
+        with torch.autocast(self.keys.device.type, enabled=False):
+            query = query.to(device=self.keys.device, dtype=torch.float32)
+            indices, similarity = chosen_prompts(query, self.keys.float(), self.top_k)
         return self.prompts[indices].flatten(1, 2), similarity
 
 
@@ -66,6 +70,10 @@ class PromptPools(nn.Module, BaseTunerLayer):
         self._added = 0
         self._asks = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # what belongs to one forward is no part of a copy
+        return {**super().__getstate__(), "_similarity": None, "prompt_lengths": None}
+
     # Pools wrap no layer: PEFT would look for the weights of one without an end.
     @property
     def weight(self) -> torch.Tensor:
@@ -86,9 +94,9 @@ class PromptPools(nn.Module, BaseTunerLayer):
         pool: PromptPool = self.l2p_pool[names[0]]  # type: ignore[assignment]
         return pool
 
-    def add(self, adapter_name: str, config: L2PConfig, embeddings: torch.Tensor) -> None:
+    def add(self, adapter_name: str, config: L2PConfig, embed: nn.Module) -> None:
         """Adds the pool of an adapter; see [`PromptPool`]."""
-        self.l2p_pool[adapter_name] = PromptPool(config, embeddings)
+        self.l2p_pool[adapter_name] = PromptPool(config, embed)
 
     def take_pull(self) -> torch.Tensor | None:
         """The weighed loss of the keys for the rows that were read last with gradients (scalar), once; `None` where
@@ -117,25 +125,41 @@ class PromptPools(nn.Module, BaseTunerLayer):
         if seen:
             return (), self._continued(given, pool.length, seen)
         rows = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
+        self._refuse_what_does_not_fit(backbone, given, rows.shape[1] + pool.length)
         prompts, similarity = pool(self._query(backbone, given, rows))
-        if torch.is_grad_enabled():  # a reference that is read in between has none
+        if similarity.requires_grad:  # a reference that is read in between has none
             self._similarity = similarity
         embeds = given.get("inputs_embeds")
         if embeds is None:
             embeds = backbone.get_input_embeddings()(rows)  # type: ignore[operator]
         given["input_ids"] = None
-        given["inputs_embeds"] = torch.cat([prompts.to(embeds.dtype), embeds], dim=1)
+        given["inputs_embeds"] = torch.cat([prompts.to(embeds), embeds], dim=1)
         self._added = pool.length
         return (), self._lengthened(given, pool.length, start=True)
 
+    @staticmethod
+    def _refuse_what_does_not_fit(backbone: Any, given: dict[str, Any], tokens: int) -> None:
+        room = getattr(backbone.config, "max_position_embeddings", None)
+        if room is not None and tokens > room:
+            raise ValueError(
+                f"With the prompts of an L2P adapter a row has {tokens} tokens, and the model has room for {room}. Cut "
+                "the rows shorter (max_length)."
+            )
+        if given.get("return_dict") is False:
+            raise ValueError("You set return_dict=False, from which an L2P adapter cannot take its prompts out again.")
+
     def _continued(self, given: dict[str, Any], length: int, seen: int) -> dict[str, Any]:
         new = given["inputs_embeds"] if given.get("inputs_embeds") is not None else given["input_ids"]
-        mask = given.get("attention_mask")
-        if mask is not None and mask.shape[1] != seen - length + new.shape[1]:
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        # a mask that hides nothing is dropped by generate(): then positions alone tell
+        fits = mask is None or mask.shape[1] == seen - length + new.shape[1]
+        if mask is None and positions is not None:
+            fits = bool((positions[:, 0] == seen - length).all())
+        if not fits:
             raise ValueError(
-                f"The cache holds {seen} tokens, and the attention mask has {mask.shape[1]} for them and "
-                f"{new.shape[1]} new ones. An L2P adapter goes on from caches alone that it filled itself, with "
-                f"{length} tokens of prompts. Start with an empty cache."
+                f"The cache holds {seen} tokens, of which {length} would have to be prompts of the L2P adapter; mask "
+                f"or positions of the {new.shape[1]} new tokens count otherwise. generate() can go on only from caches "
+                "that the same call has filled. Start with an empty cache."
             )
         return self._lengthened(given, length, start=False)
 
@@ -170,16 +194,19 @@ class PromptPools(nn.Module, BaseTunerLayer):
                 found = backbone(**asked, attention_mask=mask[:, :end], use_cache=False, return_dict=True)
         finally:
             self._asks = False
-        return mean_features(found.last_hidden_state, counted[:, :end])
+        return mean_features(found.last_hidden_state.to(counted.device), counted[:, :end])
 
     def after(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Takes the places of prompts out of what the backbone has written."""
         added, self._added = (0, self._added) if self._asks else (self._added, 0)
         if not added:
             return None
-        if isinstance(output, tuple):
-            return (output[0][:, added:], *output[1:])
-        output.last_hidden_state = output.last_hidden_state[:, added:]
+        last = output.last_hidden_state[:, added:]
+        if self._similarity is not None:
+            # what comes out does not depend on the keys; but whoever looks for the parameters that it depends on (DDP,
+            # strategies that take gradients of it) has to find them
+            last = last + 0 * self._similarity.sum().to(last)
+        output.last_hidden_state = last
         if getattr(output, "hidden_states", None) is not None:
             output.hidden_states = tuple(each[:, added:] for each in output.hidden_states)
         return output

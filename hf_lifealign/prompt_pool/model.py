@@ -41,13 +41,10 @@ class L2PModel(BaseTuner):
         if pools is None:
             pools = PromptPools()
             backbone.add_module(_CHILD, pools)
-            self._hooks = [
-                backbone.register_forward_pre_hook(pools.before, with_kwargs=True),
-                backbone.register_forward_hook(pools.after, with_kwargs=True),
-            ]
-        embeddings = backbone.get_input_embeddings().weight
+            backbone.register_forward_pre_hook(pools.before, with_kwargs=True)
+            backbone.register_forward_hook(pools.after, with_kwargs=True)
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            pools.add(adapter_name, config, embeddings)
+            pools.add(adapter_name, config, backbone.get_input_embeddings())
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
         self._mark_only_adapters_as_trainable(model)
 
@@ -56,9 +53,12 @@ class L2PModel(BaseTuner):
 
     def unload(self) -> nn.Module:
         """The base without pools and hooks."""
-        for hook in self._hooks:
-            hook.remove()
-        delattr(self.model.base_model, _CHILD)
+        backbone: Any = self.model.base_model
+        pools = getattr(backbone, _CHILD)
+        for hooks in (backbone._forward_pre_hooks, backbone._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is pools]:
+                del hooks[key]
+        delattr(backbone, _CHILD)
         base: nn.Module = super().unload()
         return base
 
@@ -72,6 +72,13 @@ def refuse_other_models(model: Any) -> None:
         )
     if getattr(config, "is_encoder_decoder", False) or not hasattr(model, "get_output_embeddings"):
         raise ValueError(f"You gave L2P a {type(model).__name__}. It puts prompts before causal language models only.")
+    if config.get_text_config() is not config or getattr(config, "vision_config", None) is not None:
+        raise ValueError(f"You gave L2P a {type(model).__name__}, which takes more than text. It reads text only.")
+    if hasattr(config, "output_router_logits"):
+        raise ValueError(
+            f"You gave L2P a {type(model).__name__}, a mixture of experts, whose load-balancing loss would count the "
+            "prompts among its tokens. Use a dense model."
+        )
 
 
 def pools_of(model: nn.Module) -> list[PromptPools]:

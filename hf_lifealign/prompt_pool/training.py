@@ -37,6 +37,13 @@ class PromptPoolMixin:
         lengths = prompt_lengths(inputs)
         if lengths is None or not pools_of(model):
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        trainer_args = getattr(self, "args", None)
+        for name in ("packing", "padding_free"):
+            if getattr(trainer_args, name, False):
+                raise ValueError(
+                    f"You set {name}=True with an L2P adapter, which puts prompts in front of a row, where many "
+                    f"examples would stand. Set {name}=False."
+                )
         with told_prompts(model, lengths):
             return super().compute_loss(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
@@ -49,9 +56,10 @@ class PromptPoolMixin:
             return super().compute_ref_log_probs(model, inputs)  # type: ignore[misc]
 
     def compute_extra_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        # before the others, some of which read other rows
+        pulls = [pull for pools in pools_of(model) if (pull := pools.take_pull()) is not None]
         extra: torch.Tensor | None = super().compute_extra_loss(model, inputs)  # type: ignore[misc]
         for pools in pools_of(model):
-            pull = pools.take_pull()
-            if pull is not None:
-                extra = pull if extra is None else extra + pull
-        return extra
+            pools.take_pull()
+        terms = pulls if extra is None else [*pulls, extra.to(pulls[0].device) if pulls else extra]
+        return torch.stack([term.reshape(()) for term in terms]).sum() if terms else None

@@ -20,7 +20,7 @@ _FILES = (
     ("curves.png", "training curves, and performance on each task over the run"),
     ("samples.json", "answers of the base and of the trained policy"),
     ("state.json", "settings, progress and cost of every phase"),
-    ("adapters/", "one folder for each finished task: plain LoRA, with the memory in `slmc/` where there is one"),
+    ("adapters/", "one folder for each finished task: the adapter, with the memory in `slmc/` where there is one"),
     ("logs/", "what the trainer logged in each phase"),
     ("rehearsal_priming/", "the alignment scores of the tasks that were followed, as curves"),
     ("evaluation/", "the result on every task at every stage"),

@@ -178,6 +178,7 @@ def _adapter_folder(adapter: str, revision: str | None) -> Any:
 def _with_adapter(model: Any, folder: Any, adapter: str) -> Any:
     from peft import PeftModel
 
+    import hf_lifealign.prompt_pool
     import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
 
     try:

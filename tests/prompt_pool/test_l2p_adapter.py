@@ -14,14 +14,26 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support.life import Stop, life_files, tiny_life
 from support.tiny import preference_dataset, preference_rows, tiny_model, tiny_tokenizer, write_jsonl
-from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
-from trl import DPOConfig, DPOTrainer
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from hf_lifealign import FPOConfig, FPOTrainer, L2PConfig
+from hf_lifealign.fpo.extra_loss import ExtraLossMixin
 from hf_lifealign.lifelong.phases import with_extra_loss
 from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
 from hf_lifealign.prompt_pool import pools_of, told_prompts
-from hf_lifealign.prompt_pool.training import prompt_lengths
+from hf_lifealign.prompt_pool.layer import PromptPool
+from hf_lifealign.prompt_pool.training import PromptPoolMixin, prompt_lengths
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 
@@ -30,6 +42,23 @@ def pooled(**options: Any) -> Any:
     torch.manual_seed(0)
     settings = {"pool_size": 4, "prompt_length": 2, "top_k": 2, "task_type": "CAUSAL_LM"} | options
     return get_peft_model(tiny_model(), L2PConfig(**settings)).eval()
+
+
+class Told(TrainerCallback):
+    """Whether prompts were told while the first batch of each phase was read."""
+
+    def __init__(self, told: list[bool]):
+        self.told = told
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        pools = pools_of(model)[0]
+        pool = pools.l2p_pool["default"]
+
+        def look(module: Any, given: Any) -> None:
+            self.told.append(pools.prompt_lengths is not None)
+            handle.remove()
+
+        handle = pool.register_forward_pre_hook(look)
 
 
 def arguments(folder: Path, **options: Any) -> dict[str, Any]:
@@ -158,13 +187,138 @@ def test_a_cache_of_somebody_else_is_refused() -> None:
         model(input_ids=new, attention_mask=mask, past_key_values=cache)
     with pytest.raises(ValueError, match="Switch pair packing"):
         model(input_ids=IDS, attention_mask=torch.ones(2, 1, 5, 5))
+    with pytest.raises(ValueError, match="return_dict=False"):
+        model.get_base_model().model(input_ids=IDS, return_dict=False)
+    # generate() takes what the cache holds for tokens of the row
+    row, options = torch.arange(5, 13)[None], {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+    filled = model.generate(input_ids=row, attention_mask=torch.ones_like(row), return_dict_in_generate=True, **options)
+    turn = torch.cat([filled.sequences, row], dim=1)
+    with pytest.raises(ValueError, match="the same call has filled"):
+        model.generate(input_ids=turn, attention_mask=torch.ones_like(turn),
+                       past_key_values=filled.past_key_values, **options)  # fmt: skip
 
 
 def test_other_models_are_refused() -> None:
     small = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
-    for model in (T5ForConditionalGeneration(T5Config(**small)), tiny_model().model):
+    experts = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "num_key_value_heads": 2, "vocab_size": 16, "num_local_experts": 2}  # fmt: skip
+    others = (T5ForConditionalGeneration(T5Config(**small)), tiny_model().model,
+              MixtralForCausalLM(MixtralConfig(**experts)))  # fmt: skip
+    for model in others:
         with pytest.raises(ValueError, match="You gave L2P a"):
             get_peft_model(model, L2PConfig())
+    positions = GPT2LMHeadModel(GPT2Config(n_positions=8, n_embd=8, n_layer=1, n_head=2, vocab_size=16))
+    model = get_peft_model(positions, L2PConfig(pool_size=2, prompt_length=2, top_k=2))
+    assert model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.shape[1] == 4
+    with pytest.raises(ValueError, match="has 9 tokens, and the model has room for 8"):
+        model(input_ids=torch.ones(1, 5, dtype=torch.long))
+
+
+def test_prompts_begin_as_what_the_base_reads_for_tokens() -> None:
+    """Some bases scale what their table of embeddings holds."""
+
+    class Scaled(torch.nn.Embedding):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return super().forward(ids) * 10
+
+    embed = Scaled(16, 4)
+    pool = PromptPool(L2PConfig(), embed)
+    tokens = embed.weight.detach() * 10
+    assert torch.cdist(pool.prompts.flatten(0, 1), tokens).min(dim=1).values.max() < 0.1
+
+
+def test_training_and_evaluation_choose_alike() -> None:
+    pool = pools_of(pooled())[0].l2p_pool["default"]
+    query = torch.randn(3, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = pool(query)[1]
+    torch.testing.assert_close(found, pool(query)[1], rtol=0, atol=0)
+
+
+def test_all_parameters_are_found_in_the_output(tmp_path: Path) -> None:
+    """By strategies that take gradients of log-probabilities, and by DDP, with the loss of the keys and without."""
+    model = pooled().train()
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    gradients = torch.autograd.grad(model(input_ids=IDS).logits.logsumexp(-1).sum(), parameters)
+    assert sorted(bool(gradient.any()) for gradient in gradients) == [False, True]
+    copied = copy.deepcopy(model)  # after a forward with gradients
+    assert pools_of(copied)[0].take_pull() is None
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for searches in (True, False):
+            parallel = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=searches)
+            for pulls in (True, False):
+                loss = parallel(input_ids=IDS).logits.logsumexp(-1).sum()
+                pull = pools_of(parallel)[0].take_pull()
+                assert pull is not None
+                (loss + pull if pulls else loss).backward()
+                model.zero_grad()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_keys_are_pulled_to_the_batch_whatever_else_is_read() -> None:
+    model = pooled().train()
+
+    class Bare(PromptPoolMixin, ExtraLossMixin):
+        pass
+
+    def reads_others(model: Any, inputs: Any) -> torch.Tensor:
+        read: torch.Tensor = 0 * model(input_ids=IDS[:1]).logits.sum()
+        return read
+
+    trainer = Bare()
+    model(input_ids=IDS)
+    expected = trainer.compute_extra_loss(model, {})
+    assert expected is not None
+    trainer.extra_losses = (reads_others,)
+    model(input_ids=IDS)
+    found = trainer.compute_extra_loss(model, {})
+    torch.testing.assert_close(found, expected)
+    assert trainer.compute_extra_loss(model, {}).item() == 0  # type: ignore[union-attr]
+
+
+def test_a_trainer_of_its_own_seam_gets_what_it_lacks(tmp_path: Path) -> None:
+    class Own(ExtraLossMixin, DPOTrainer):
+        pass
+
+    assert issubclass(with_extra_loss(Own), PromptPoolMixin)
+    assert with_extra_loss(FPOTrainer) is FPOTrainer
+    for packed in ({"packing": True, "max_length": 32}, {"padding_free": True, "max_length": None}):
+        trainer = with_extra_loss(SFTTrainer)(
+            model=pooled(), args=SFTConfig(**arguments(tmp_path, **packed)),
+            train_dataset=preference_dataset(12).rename_column("chosen", "completion").remove_columns("rejected"),
+            processing_class=tiny_tokenizer(),
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=f"You set {next(iter(packed))}=True with an L2P adapter"):
+            trainer.train()
+
+
+def test_a_life_of_any_trainer_tells_prompts_and_trains_keys(tmp_path: Path) -> None:
+    told = []
+    config = L2PConfig(pool_size=4, prompt_length=2, top_k=2, task_type="CAUSAL_LM")
+    life = tiny_life(tmp_path, strategies=["l2p"], peft_config=config, trainer_class=DPOTrainer,
+                     callbacks=[Told(told)])  # fmt: skip
+    life.train()
+    assert len(told) == 6  # two phases of three tasks
+    assert all(told)
+    keys = [load_file(file)["base_model.model.model.prompt_pools.l2p_pool.keys"]
+            for file in sorted((tmp_path / "adapters").glob("*/adapter_model.safetensors"))]  # fmt: skip
+    assert not torch.equal(keys[0], keys[1])
+    assert not torch.equal(keys[1], keys[2])
+
+
+def test_it_is_found_in_a_process_of_its_own(tmp_path: Path, tiny_dir: str) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_dir), L2PConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(str(tmp_path))
+    lines = [
+        "from transformers import AutoModelForCausalLM",
+        "from hf_lifealign.self_align.choice_evaluation import _with_adapter",
+        f"base = AutoModelForCausalLM.from_pretrained({tiny_dir!r})",
+        f"print(type(_with_adapter(base, {str(tmp_path)!r}, 'it').base_model).__name__)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "L2PModel", done.stderr[-2000:]
 
 
 def test_the_lengths_of_prompts_in_a_batch() -> None:
