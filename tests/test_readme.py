@@ -1,5 +1,6 @@
 """What the README claims, run: its script, its loading lines, its commands and links."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from support.life import tiny_life
 from support.tiny import preference_rows, tiny_model, write_jsonl
+
+from hf_lifealign.lifelong.adapters import default_adapter_type
+from hf_lifealign.strategies import resolve_strategies
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -131,6 +136,31 @@ def test_the_recipe_and_its_front(tmp_path: Path, tiny_dir: str) -> None:
         done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs" / "meta-aligner" / "pareto" / "front.png").is_file()
+
+
+def test_the_table_of_methods_is_what_was_measured() -> None:
+    """Its numbers are those of the evidence, and what it calls the default is one."""
+    held = json.loads((ROOT / "docs" / "evidence" / "final" / "comparison.json").read_text())["orders"]["first"]
+    section = README.split("| method | BWT | Last | AP |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()[2:]]
+    assert {row[0] for row in rows} == set(held["methods"])
+    for method, *told in rows:
+        entry = held["methods"][method]
+        assert len(entry["seeds"]) == 3
+        figures = [entry["accuracy"]["figures"][name] for name in ("bwt", "last_performance", "average_performance")]
+        assert told == ["" if figure is None else f"{figure['value']:.3f}" for figure in figures]
+    assert "three seeds" in README
+    assert sum(held["pairs"]) == 800
+
+
+def test_the_default_is_what_the_table_calls_so(tmp_path: Path) -> None:
+    methods = yaml.safe_load((ROOT / "benchmarks" / "stream" / "methods.yaml").read_text())["methods"]
+    measured = methods["lifealign"]["settings"]
+    life = tiny_life(tmp_path)
+    assert life.peft_config.peft_type.value.lower() == measured["adapter"]["type"] == default_adapter_type(None)
+    assert life.training_args.focal_gamma == measured["training"]["focal_gamma"]
+    expected = resolve_strategies(measured["strategies"])
+    assert [(s.name, s.settings()) for s in life.strategies] == [(s.name, s.settings()) for s in expected]
 
 
 def test_commands_and_links_exist() -> None:
