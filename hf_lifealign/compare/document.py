@@ -108,7 +108,7 @@ def comparison_text(content: Mapping[str, Any], methods: Sequence[str]) -> str:
 def _table(table: Mapping[str, Any], methods: Sequence[str], against: str) -> list[str]:
     shown = [name for name in METRICS if name != "forgetting"]
     head = ["method", "seeds", *(TITLES[name] for name in shown), "Δ Last", "Δ AP", "mean margin at the end, nats",
-            "training, min", "time", "peak, MiB", "kept, MiB", "trained parameters"]  # fmt: skip
+            "steps", "training, min", "time", "peak, MiB", "kept, MiB", "trained parameters"]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "| :-- " + "| --: " * (len(head) - 1) + "|"]
     base = table["methods"].get(against)
     for method in methods:
@@ -121,7 +121,8 @@ def _table(table: Mapping[str, Any], methods: Sequence[str], against: str) -> li
         cells = [method, str(len(entry["seeds"]))]
         cells += [_cell(accuracy["figures"][name]) for name in shown]
         cells += [_cell(accuracy["differences"][name], True) for name in ("last_performance", "average_performance")]
-        cells += [_cell(entry["margin"]["figures"]["last_performance"], False, 1), f"{seconds / 60:.1f}", time]
+        cells += [_cell(entry["margin"]["figures"]["last_performance"], False, 1), f"{entry['steps']:.0f}"]
+        cells += [f"{seconds / 60:.1f}", time]
         parameters = entry["trainable_parameters"]
         cells += [f"{entry['peak_memory_mb']:.0f}", f"{entry['kept_mb']:.1f}"]
         cells.append("" if parameters is None else f"{parameters:,}")

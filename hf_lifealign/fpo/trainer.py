@@ -20,6 +20,7 @@ from trl import DPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from hf_lifealign._modes import require_differentiable
+from hf_lifealign._osf import keep_projections
 from hf_lifealign.fpo.card import AdapterCardMixin
 from hf_lifealign.fpo.config import FPOConfig
 from hf_lifealign.fpo.extra_loss import ExtraLossMixin
@@ -185,6 +186,7 @@ class FPOTrainer(AdapterCardMixin, PromptPoolMixin, ExtraLossMixin, PairPackingM
         )
         self._use_base_reference()
         require_differentiable(self.model)
+        keep_projections(self.model)
         self._add_packing()
         # "sigmoid" goes first, so that the first product with beta is the margin. Its own term is DPO's, which the
         # focal term replaces; gamma = 0 leaves DPO as it is.

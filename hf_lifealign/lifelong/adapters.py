@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 from trl.trainer.utils import create_model_from_path
 
+from hf_lifealign._osf import keep_projections
 from hf_lifealign.prompt_pool import L2PConfig
 
 ADAPTER = "default"
@@ -78,7 +79,9 @@ def create_adapter(base: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
     """Wraps the base with a new, seeded adapter."""
     set_seed(seed)
     # PEFT writes into the configuration it is given
-    return get_peft_model(base, copy.deepcopy(config))
+    model = get_peft_model(base, copy.deepcopy(config))
+    keep_projections(model)
+    return model
 
 
 def restore_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> Any:
@@ -96,7 +99,9 @@ def restore_adapter(base: PreTrainedModel, folder: Path, config: PeftConfig) -> 
         from hf_lifealign.slmc import load_folder
 
         return load_folder(base, folder, is_trainable=True)
-    return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+    keep_projections(model)
+    return model
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -58,15 +58,17 @@ class EWCStrategy(Strategy):
     same, so that it needs twice the adapter's memory however long the life is.
 
     Args:
-        weight (`float`, *optional*, defaults to `1000.0`): of the penalty, above 0. At 1 the penalty is, to second
-            order and with the diagonal alone, the divergence in nats of an earlier task's preferences.
+        weight (`float`, *optional*, defaults to `1e5`): of the penalty, above 0. At 1 the penalty is, to second
+            order and with the diagonal alone, the divergence in nats of an earlier task's preferences. The diagonal
+            misses nearly all of it for LoRA factors, which move together: on SmolLM2-135M it told 1/6000 of the whole
+            quadratic, 1e3 outweighed the preference loss in one coordinate of a thousand, 1e5 in 9 %, 1e6 in 44 %.
         samples (`int`, *optional*, defaults to `64`): pairs of a task by which its Fisher information is measured.
     """
 
     name = "ewc"
     reads_adapter = True
 
-    def __init__(self, weight: float = 1000.0, samples: int = 64):
+    def __init__(self, weight: float = 1e5, samples: int = 64):
         if not weight > 0:
             raise ValueError(f"You set weight={weight} of the strategy 'ewc'. It has to be above 0.")
         self.refuse_below(1, samples=samples)

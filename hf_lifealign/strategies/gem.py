@@ -58,6 +58,19 @@ def constrained_projection(gradient: torch.Tensor, memories: torch.Tensor, stren
     return gradient + torch.as_tensor(dual, dtype=gradient.dtype, device=gradient.device) @ memories
 
 
+def clipped(gradient: torch.Tensor, norm: float | None) -> torch.Tensor:
+    """A gradient no longer than `norm` (none or 0: as it is), which is what the trainer does to its own before a step.
+
+    Args:
+        gradient (`torch.Tensor` of shape `(parameters,)`).
+        norm (`float`, *optional*): greatest 2-norm.
+
+    Returns:
+        `torch.Tensor` of shape `(parameters,)`.
+    """
+    return gradient * min(1.0, norm / max(float(gradient.norm()), 1e-12)) if norm else gradient
+
+
 class _ProjectingCallback(TrainerCallback):
     """Replaces the gradients of a step, after clipping and before the optimizer takes it."""
 
@@ -70,6 +83,9 @@ class _ProjectingCallback(TrainerCallback):
 
 class GEMStrategy(MemoryStrategy):
     """GEM: a constraint for each earlier task.
+
+    A trainer clips the gradient before a step can be projected. Those of the memories are clipped by the same
+    `max_grad_norm`, so that `strength` weighs likes with likes; the constraints are the same at any scale.
 
     Args:
         fraction, capacity: what is kept of each task, see [`ReplayStrategy`].
@@ -128,7 +144,7 @@ class GEMStrategy(MemoryStrategy):
         with self._trainer.accelerator.autocast():
             loss = self._losses(self._run.model, drawn).mean()
         found = torch.autograd.grad(loss, parameters)
-        return torch.cat([part.detach().float().flatten() for part in found])
+        return clipped(torch.cat([part.detach().float().flatten() for part in found]), self._trainer.args.max_grad_norm)
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

@@ -51,14 +51,14 @@ class MemoryStrategy(ReplayStrategy):
         self._run: Any = None
         self._trainer: Any = None
         self._memory: dict[str, list[MemoryPair]] = {}
-        self._count = 0
+        self._step = self._count = 0
 
     def training_rows(self, run: Run, phase: Phase, rows: Dataset) -> Dataset:
         self._run, self._memory = run, self._read(run, phase)
         return rows
 
     def before_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:
-        self._trainer, self._count = trainer, 0
+        self._trainer, self._step, self._count = trainer, 0, 0
 
     def record(self, run: Run, phase: Phase) -> dict[str, Any]:
         return {"memory_pairs": sum(map(len, self._memory.values()))} if phase.name == PREFERENCE else {}
@@ -84,8 +84,10 @@ class MemoryStrategy(ReplayStrategy):
         return [each for each in kept if not each.pair.is_empty]
 
     def _draw(self, pairs: list[MemoryPair], *words: str) -> list[MemoryPair]:
-        """`batch_size` of some pairs, by the step of the training: the same after a restart from a checkpoint."""
+        """`batch_size` of some pairs, by the step of the training and the batch in it: the same after a restart from a
+        checkpoint."""
         step = 0 if self._trainer is None else self._trainer.state.global_step
+        self._step, self._count = step, self._count if step == self._step else 0
         generator = seeded_generator(self._run.seed, self.name, *words, str(step), str(self._count))
         count = min(self.batch_size, len(pairs))
         return [pairs[i] for i in sorted(generator.choice(len(pairs), count, replace=False))]

@@ -19,7 +19,7 @@ from hf_lifealign.strategies import resolve_strategies
 from hf_lifealign.strategies.cppo import sample_weights
 from hf_lifealign.strategies.dark_experience import distillation_loss
 from hf_lifealign.strategies.ewc import merged_quadratics, preference_fisher
-from hf_lifealign.strategies.gem import averaged_projection, constrained_projection
+from hf_lifealign.strategies.gem import GEMStrategy, averaged_projection, clipped, constrained_projection
 from hf_lifealign.strategies.o_lora import overlap_penalty
 
 SEEDS = st.integers(0, 2**31)
@@ -114,6 +114,16 @@ def test_gem_with_one_task_is_a_gem(seed: int) -> None:
     torch.testing.assert_close(constrained_projection(gradient, memory[None]), averaged_projection(gradient, memory))
 
 
+@given(SEEDS, st.sampled_from([None, 0.0, 0.3, 100.0]))
+def test_memories_are_clipped_as_trainers_clip(seed: int, norm: float | None) -> None:
+    gradient = normal(seed, 6)
+    parameter = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
+    parameter.grad = gradient.clone()
+    if norm:
+        torch.nn.utils.clip_grad_norm_([parameter], norm)
+    torch.testing.assert_close(clipped(gradient, norm), parameter.grad, rtol=1e-4, atol=0)
+
+
 def test_gem_survives_memories_that_are_the_same() -> None:
     memory = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     projected = constrained_projection(torch.tensor([-2.0, 1.0]), memory)
@@ -183,6 +193,20 @@ def test_gem_forgets_less_than_nothing_at_all(name: str, tmp_path: Path) -> None
     assert 0 < phases[0]["projected_steps"] <= phases[0]["watched_steps"] == phases[0]["steps"]
 
 
+def test_gem_weighs_its_memories_as_the_trainer_weighs_a_step(tmp_path: Path) -> None:
+    """A memory's gradient is long at a high beta, and the trainer's own is clipped before it can be projected."""
+    longest: list[tuple[float, float]] = []
+
+    class Watched(GEMStrategy):
+        def _projected(self, gradient: torch.Tensor, memories: torch.Tensor) -> torch.Tensor:
+            longest.append((float(gradient.norm()), float(memories.norm(dim=1).max())))
+            return super()._projected(gradient, memories)
+
+    life(tmp_path, Watched(fraction=0.5), training={"max_grad_norm": 1e-3, "beta": 5.0}).train()
+    assert longest
+    assert max(max(pair) for pair in longest) == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_o_lora_gives_each_task_its_own_ranks(tmp_path: Path) -> None:
     life(tmp_path, "o_lora", peft_config=lora(6), training={"weight_decay": 0.1}).train()
     states = [adapter(tmp_path, f"0{i + 1}-{name}") for i, name in enumerate(("one", "two", "three"))]
@@ -250,11 +274,13 @@ def test_what_begins_anew_has_no_memory_to_consolidate_into(name: str, tmp_path:
         life(tmp_path, name, "consolidation", peft_config=slmc()).train()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cppo", "dark_experience", "o_lora", "joint")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("cppo", "o_lora", "joint")]
+# draws a few of many, so that other draws after the restart would be seen
+DARK = pytest.param({"name": "dark_experience", "fraction": 0.9, "batch_size": 2}, id="dark_experience")
 
 
-@pytest.mark.parametrize("name", ["ewc", "gem", "single_task", *SLOW])
-def test_an_interrupted_life_ends_as_one_that_was_not(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ewc", "gem", "single_task", DARK, *SLOW])
+def test_an_interrupted_life_ends_as_one_that_was_not(name: Any, tmp_path: Path) -> None:
     options = {"peft_config": lora(3)}
     life(tmp_path / "whole", name, **options).train()
     with pytest.raises(KeyboardInterrupt):
