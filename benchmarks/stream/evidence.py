@@ -8,7 +8,7 @@ comparison.md, comparison.png), whose differences are to our configuration; and 
 
 - `sweep`: each method at each learning rate, on validation rows, one seed;
 - `final`: the required methods and ours, first order, on test rows;
-- `orders`: replay and ours, the other orders;
+- `orders`: those of them that have an order, the other orders;
 - `methods`: every method, first order, the first seed alone.
 
 Methods that were not run are named under each table.
@@ -92,7 +92,7 @@ def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[s
     return {
         "sweep": (rated, stages["sweep"], best),
         "final": (ran, stages["final"], ours),
-        "orders": (["replay", ours], stages["orders"], ours),
+        "orders": ([n for n in ran if not content["methods"][n].get("pooled", False)], stages["orders"], ours),
         "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, ours),
     }
 

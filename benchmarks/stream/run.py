@@ -7,7 +7,7 @@ was killed goes on from its last checkpoint. The stages:
 
 - `sweep`: each method with each learning rate of the grid, first order, a seed of its own; measured on validation rows.
 - `final`: each required method and ours with its best rate, first order, three seeds; test rows.
-- `orders`: replay and ours on the other orders.
+- `orders`: the required methods that have an order, and ours, on the other orders.
 - `baselines`: the other methods with their best rate, first order, one seed.
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
@@ -159,10 +159,10 @@ def main() -> None:
     kinds = {name: method["kind"] for name, method in content["methods"].items()}
     chosen = sweep(options, content, asked if "sweep" in options.stage else [])
     best = {name: rated(content["methods"][name], rate) for name, rate in chosen.items()}
+    final = {n: m for n, m in best.items() if kinds[n] in ("required", "ours")}
     wanted = {
-        "final": ({n: m for n, m in best.items() if kinds[n] in ("required", "ours")}, ["first"], options.seeds),
-        "orders": ({n: m for n, m in best.items() if kinds[n] == "ours" or n == "replay"}, ["reverse", "mixed"],
-                   options.seeds),
+        "final": (final, ["first"], options.seeds),
+        "orders": ({n: m for n, m in final.items() if not m.get("pooled", False)}, ["reverse", "mixed"], options.seeds),
         "baselines": ({n: m for n, m in best.items() if kinds[n] == "baseline"}, ["first"], options.seeds[:1]),
     }  # fmt: skip
     swept = read_json(options.output / "chosen.json")["chosen"]
