@@ -153,6 +153,20 @@ def test_the_table_of_methods_is_what_was_measured() -> None:
     assert sum(held["pairs"]) == 800
 
 
+def test_what_it_tells_of_other_orders_was_measured() -> None:
+    held = json.loads((ROOT / "docs" / "evidence" / "orders" / "comparison.json").read_text())["orders"]["reverse"]
+    told = re.search(
+        r"helpful learnt first, `(\w+)` ends at\s(.+?) of its pairs, and `strategy: (\w+)` at (\S+) ", README
+    )
+    assert told
+    assert held["tasks"][0] == "helpful"
+    for method, share in (told.group(1, 2), told.group(3, 4)):
+        entry = held["methods"][method]
+        assert len(entry["seeds"]) == 1
+        # .595 is told as .60: half a hundredth either way
+        assert entry["matrix"][-1][0] == pytest.approx(float(share), abs=0.0051)
+
+
 def test_the_default_is_what_the_table_calls_so(tmp_path: Path) -> None:
     methods = yaml.safe_load((ROOT / "benchmarks" / "stream" / "methods.yaml").read_text())["methods"]
     measured = methods["lifealign"]["settings"]

@@ -11,7 +11,8 @@ comparison.md, comparison.png), whose differences are to our configuration; and 
 - `orders`: those of them that have an order, the other orders;
 - `methods`: every method, first order, the first seed alone.
 
-Methods that were not run are named under each table.
+Methods that were not run are named under each table. A part of its own, `tasks`, tells what became of each
+task in each order.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from by_order import ends_table, over_orders
 from prepare import TASKS
 from run import POOLED, STAGES, SWEEP_SEED, grid_of
 
@@ -122,7 +124,8 @@ def main() -> None:
     content = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
     file = options.docs / "evidence.md"
     page = file.read_text(encoding="utf-8")
-    for part, (methods, results, against) in parts_of(options.output, content).items():
+    parts = parts_of(options.output, content)
+    for part, (methods, results, against) in parts.items():
         told = "Not run yet."
         if results:
             ran = {result["method"] for result in results}
@@ -134,6 +137,9 @@ def main() -> None:
             told += f"\n\n![What each method keeps](evidence/{part}/comparison.png)"
         page = filled(page, part, told)
         print(f"{part}: {len(results)} runs", flush=True)
+    lived = [result for part in ("final", "orders") for result in parts[part][1]]
+    ends = [ends_table(lived), over_orders(lived, parts["final"][2])] if lived else ["Not run yet."]
+    page = filled(page, "tasks", "\n\n".join(ends))
     write_text(file, page)
     print(file)
 

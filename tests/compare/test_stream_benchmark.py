@@ -76,7 +76,7 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     for stage, told in runs:
         write_json(out / stage / told["order"] / told["method"] / f"seed-{told['seed']}" / "result.json", told)
     docs.mkdir()
-    parts = ("sweep", "final", "orders", "methods")
+    parts = ("sweep", "final", "orders", "methods", "tasks")
     page = "before\n" + "".join(f"<!-- table: {part} -->\nold\n<!-- end -->\n" for part in parts) + "after\n"
     (docs / "evidence.md").write_text(page)
     line = [sys.executable, "benchmarks/stream/evidence.py", "--output", str(out), "--docs", str(docs)]
@@ -107,8 +107,25 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     every = page.split("<!-- table: methods -->")[1].split("<!-- end -->")[0]
     assert "| ewc | 1 |" in every
     assert "`gem`" in every.split("Not run: ")[1]
+    ends = page.split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
+    assert "| first | joint | 1 | 0.900 | 0.900 | 0.900 | 0.100 |" in ends
+    assert "| first | replay | 2 | 0.500 (+0.000) |" in ends
     assert "old" not in final
     assert "Not run yet" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
+    assert "Only one order" in ends
+    for name, won in (("replay", 0.6), ("routed_memory", 0.7)):
+        folder = out / "orders" / "reverse" / name / "seed-0"
+        told = result(name, 0, won, "reverse")
+        # helpful is the first task there, and the others are won by both
+        told["margins"][-1] = [told["margins"][-1][0], [1.0] * 10, [1.0] * 10, [1.0] * 10]
+        write_json(folder / "result.json", told | {"tasks": list(reversed(TASKS))})
+    again = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert again.returncode == 0, again.stderr
+    ends = (docs / "evidence.md").read_text().split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
+    assert "| reverse | replay | 1 | 1.000 | 1.000 (+0.400) | 1.000 (+0.400) | 0.600 (+0.000) |" in ends
+    # .5 against .8 in the first order, in the reverse .6 against .7 of helpful alone
+    cells = next(line for line in ends.splitlines() if line.startswith("| replay | 2 |")).split(" | ")
+    assert [cell.split(" [")[0] for cell in cells[2:]] == ["-0.150", "-0.150", "-0.150", "-0.200", "-0.163"]
     assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.png",
     }  # fmt: skip
