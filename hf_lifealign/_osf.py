@@ -18,5 +18,7 @@ def keep_projections(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, OSFLayer):
             module._detach_hooks()
-            for name in module.osf_svd_params:
-                module._attach_hooks(name)
+            for name in list(module.osf_svd_params):
+                # a frozen copy, as a trainer's reference is, has no gradients to project
+                if all(parameter.requires_grad for parameter in module.osf_svd_params[name].parameters()):
+                    module._attach_hooks(name)
