@@ -103,6 +103,8 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
 
 def build(cls: Any, options: dict[str, Any] | None, where: str, **fixed: Any) -> Any:
     """A dataclass from the mapping under a key, and from what is fixed."""
+    if not isinstance(options or {}, dict):
+        raise ValueError(f"You set {where} to {options!r}. It has to be a mapping.")
     options = numbers(options or {})
     refuse_unknown(options, [f.name for f in fields(cls) if f.init and f.name not in fixed], where)
     return cls(**fixed, **options)

@@ -1,4 +1,4 @@
-"""What the README claims, run: its script, its loading lines, its commands and links."""
+"""What the README and the pages it links to claim, run: their scripts, loading lines, commands and links."""
 
 import json
 import os
@@ -18,12 +18,22 @@ from hf_lifealign.strategies import resolve_strategies
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SCRIPT, LOADING, PUBLISHED, STEERED, WATCHED, PRINCIPLED = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-ALL_COMMANDS = re.findall(r"^(?:lifealign|accelerate launch) .*$", README, flags=re.MULTILINE)
-STEERING = [line for line in ALL_COMMANDS if "meta_aligner" in line or "pareto" in line]
-WATCHING = [line for line in ALL_COMMANDS if line.split()[1] in ("dynamics", "diversity", "preflight")]
-PRINCIPLES = [line for line in ALL_COMMANDS if line.split()[1] in ("self-align", "choices")]
-COMMANDS = [line for line in ALL_COMMANDS if line not in STEERING + WATCHING + PRINCIPLES]
+PAGES = {page.stem: page.read_text() for page in (ROOT / "docs").glob("*.md")}
+EVERYTHING = {"README.md": README} | {f"docs/{name}.md": text for name, text in PAGES.items()}
+
+
+def scripts(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    return re.findall(r"^(?:lifealign|accelerate launch) .*$", text, flags=re.MULTILINE)
+
+
+SCRIPT, LOADING = scripts(README)
+[PUBLISHED], [STEERED], [WATCHED], [PRINCIPLED] = (
+    scripts(PAGES[page]) for page in ("hub", "meta_aligner", "dynamics", "self_align")
+)
 
 
 def test_the_script_and_what_it_leaves(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +98,7 @@ def test_publishing_and_going_on(tmp_path: Path, tiny_dir: str) -> None:
             return done.stdout
 
         run("-m", "hf_lifealign.cli.main", "run", "first.yaml")
-        told = [run("-m", "hf_lifealign.cli.main", *line.split()[1:]) for line in COMMANDS]
+        told = [run("-m", "hf_lifealign.cli.main", *line.split()[1:]) for line in commands(PAGES["hub"])]
         assert told[0].count("sent") == 2
         assert "all is well" in told[5]
         run("-c", PRELUDE + PUBLISHED.replace("load_adapter(base,", "load_adapter(tiny_model(),"))
@@ -119,7 +129,7 @@ def test_a_policy_steered_by_weights(tmp_path: Path, tiny_dir: str, monkeypatch:
 
 def test_the_recipe_and_its_front(tmp_path: Path, tiny_dir: str) -> None:
     """Both lines, each in a process of its own; the recipe on the tiny model, with rewards that need no fitting."""
-    launch, front = STEERING
+    launch, front = commands(PAGES["meta_aligner"])
     for task in ("detailed", "harmless"):
         for split, rows in (("train", 4), ("test", 2)):
             folder = tmp_path / "recipes" / "quickstart" / "data" / task
@@ -160,15 +170,39 @@ def test_the_table_of_methods_is_what_was_measured() -> None:
 
 
 def test_what_it_tells_of_other_orders_was_measured() -> None:
-    held = json.loads((ROOT / "docs" / "evidence" / "orders" / "comparison.json").read_text())["orders"]["reverse"]
+    parts = {name: ROOT / "docs" / "evidence" / name / "comparison.json" for name in ("orders", "final")}
+    orders, final = (json.loads(file.read_text())["orders"] for file in parts.values())
     text = " ".join(README.split())
-    told = re.search(r"helpful learnt first, `(\w+)` ends at (\S+) of its pairs, and `strategy: (\w+)` at (\S+) ", text)
+    told = re.search(
+        r"with helpful learnt first, `lifealign` ends at (\S+) of its pairs \(one seed\), and "
+        r"`strategy: routed_memory`, which ends the same in whatever order, at (\S+) \(three seeds\)", text,
+    )  # fmt: skip
     assert told
-    assert held["tasks"][0] == "helpful"
-    for method, share in (told.group(1, 2), told.group(3, 4)):
-        entry = held["methods"][method]
-        assert len(entry["seeds"]) == 1
-        assert f"{entry['matrix'][-1][0]:.3f}" == share
+    assert orders["reverse"]["tasks"][0] == "helpful"
+
+    def end(held: dict[str, Any], method: str) -> dict[str, float]:
+        return dict(zip(held["tasks"], held["methods"][method]["matrix"][-1], strict=True))
+
+    assert len(orders["reverse"]["methods"]["lifealign"]["seeds"]) == 1
+    assert f"{end(orders['reverse'], 'lifealign')['helpful']:.3f}" == told.group(1)
+    assert len(final["first"]["methods"]["routed_memory"]["seeds"]) == 3
+    assert f"{end(final['first'], 'routed_memory')['helpful']:.3f}" == told.group(2)
+    assert end(orders["reverse"], "routed_memory") == end(orders["mixed"], "routed_memory")
+
+
+def test_the_command_of_the_table_is_one(tmp_path: Path) -> None:
+    """Its stages and methods are those of the benchmark, and the rows of the table are its methods."""
+    line = re.search(r"`python (benchmarks/stream/run\.py [^`]*)`", README)
+    assert line
+    words = line.group(1).split()
+    methods = words[words.index("--methods") + 1 :]
+    known = yaml.safe_load((ROOT / "benchmarks" / "stream" / "methods.yaml").read_text())["methods"]
+    assert set(methods) <= set(known)
+    section = README.split("| method | BWT | Last | AP |")[1].split("\n\n")[0]
+    assert methods == [row.strip("| ").split(" | ")[0] for row in section.splitlines()[2:]]
+    words[words.index("DATA")] = str(tmp_path / "nothing")
+    done = subprocess.run([sys.executable, *words, "--output", str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert "nothing" in done.stderr.splitlines()[-1], "all but the data was understood"
 
 
 def test_the_default_is_what_the_table_calls_so(tmp_path: Path) -> None:
@@ -185,10 +219,14 @@ def test_commands_and_links_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make (\w+)", README):
         assert f"\n{target}:" in makefile, target
-    for link in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
-    for recipe in re.findall(r"recipes/\w+\.yaml", README):
-        assert (ROOT / recipe).is_file(), recipe
+    for page, text in EVERYTHING.items():
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            assert (ROOT / page).parent.joinpath(link).exists(), (page, link)
+        for recipe in re.findall(r"recipes/[\w/]+\.yaml", text):
+            assert (ROOT / recipe).is_file(), (page, recipe)
+    assert not commands(README), "what the README tells to type is run by no test"
+    for page in PAGES:
+        assert f"](docs/{page}.md)" in README, page
 
 
 def test_alignment_is_watched(tmp_path: Path, tiny_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +257,7 @@ def test_alignment_is_watched(tmp_path: Path, tiny_dir: str, monkeypatch: pytest
         write_jsonl(Path(f"new/{split}.jsonl"), preference_rows(8, start=start))
     Path("new.yaml").write_text("name: new\ntrain: new/train.jsonl\ntest: new/test.jsonl\n")
     told = {}
-    for line in WATCHING:
+    for line in commands(PAGES["dynamics"]):
         words = line.split()
         command = [sys.executable, "-m", "hf_lifealign.cli.main", *words[1:]]
         if words[1] == "preflight":
@@ -234,8 +272,8 @@ def test_alignment_is_watched(tmp_path: Path, tiny_dir: str, monkeypatch: pytest
 
 
 def test_rehearsal_follows_the_forces(tmp_path: Path) -> None:
-    """What the README writes of `LifelongConfig` is a configuration."""
-    written = re.findall(r"`(LifelongConfig\(\.\.\., rehearsal[^`]*)`", README)
+    """What the page writes of `LifelongConfig` is a configuration."""
+    written = re.findall(r"`(LifelongConfig\(\.\.\., rehearsal[^`]*)`", PAGES["dynamics"])
     assert len(written) == 1
     from hf_lifealign import LifelongConfig
 
@@ -278,7 +316,7 @@ def test_a_task_from_principles(tmp_path: Path, tiny_dir: str, monkeypatch: pyte
         "engrave.training.max_length=768", "engrave.answers=1", "refine=null",
     ]  # fmt: skip
     try:
-        for line in PRINCIPLES:
+        for line in commands(PAGES["self_align"]):
             told = line.replace("recipes/", f"{ROOT}/recipes/").replace("embedded:smollm2-135m", tiny_dir)
             words = told.replace("runs/principles/refine", "runs/principles/engrave").split()[1:]
             if words[0] == "self-align":

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from prepare import TASKS
 
-from hf_lifealign.compare.figures import compared, matrix_of
+from hf_lifealign.compare.figures import LEVEL, REPLICATES, drawn, matrix_of, wins
 from hf_lifealign.compare.runner import DONE
 
 Results = Sequence[Mapping[str, Any]]
-LAST = "last_performance"
+# Of one method, by order and seed: the margins at the end of the life, task by task as in TASKS.
+Ends = dict[str, dict[int, list[Any]]]
 
 
 def ends_table(results: Results) -> str:
@@ -35,34 +36,62 @@ def ends_table(results: Results) -> str:
 
 def over_orders(results: Results, against: str) -> str:
     """Differences at the end of the life to a method, of each task and of Last: mean over the orders that both have
-    lived, of the first seed alone, with intervals over pairs and orders. Methods of one order are left out."""
-    seed = min((result["seed"] for result in results), default=0)
-    ends: dict[str, dict[str, Any]] = {}
+    lived, with intervals over pairs and over the seeds of each order, drawn for each method by itself. Methods of one
+    order are left out.
+
+    A method whose end does not depend on the order has lived one life for each seed, and not one for each order: each
+    of its seeds counts in all orders, and is drawn once for all.
+    """
+    ends: dict[str, Ends] = {}
     for result in results:
-        if result["status"] == DONE and result["seed"] == seed:
+        if result["status"] == DONE:
             last = dict(zip(result["tasks"], result["margins"][-1], strict=True))
-            ends.setdefault(result["method"], {})[result["order"]] = [last[task] for task in TASKS]
-    orders = sorted(ends.get(against, {}))
-    others = {method: held for method, held in ends.items() if len(held.keys() & set(orders)) > 1}
-    if len(orders) < 2 or len(others) < 2:
+            of_method = ends.setdefault(result["method"], {})
+            of_method.setdefault(result["order"], {})[result["seed"]] = [np.asarray(last[task]) for task in TASKS]
+    own = ends.get(against, {})
+    others = {method: held for method, held in ends.items() if method != against and len(held.keys() & own.keys()) > 1}
+    if len(own) < 2 or not others:
         return "Only one order has been lived by several methods."
-    # an order stands for a seed: of all of a life only the end is told, or of a task nothing but the task
-    whole: dict[str, dict[int, Any]] = {}
+    draws = drawn([len(margins) for margins in next(iter(next(iter(own.values())).values()))], REPLICATES, seed=0)
+    orders = sorted(own)
+    told = f"Differences to `{against}` at the end, mean over orders ({', '.join(orders)})."
+    free = not depends_on_order(own)
+    every = {seed: margins for held in own.values() for seed, margins in held.items()}
+    if free:
+        told += f" `{against}` ends the same in whatever order: each of its {len(every)} seeds counts in all."
+    lines = [told, "", "| method | lives | " + " | ".join(TASKS) + " | Last |", "| :-- |" + " --: |" * (len(TASKS) + 2)]
     for method, held in others.items():
-        whole[method] = {i: [[] for _ in TASKS[1:]] + [held[order]] for i, order in enumerate(orders) if order in held}
-    alone = [
-        {method: {i: [[life[-1][at]]] for i, life in lives.items()} for method, lives in whole.items()}
-        for at in range(len(TASKS))
-    ]
-    columns = [compared(arms, against) for arms in [*alone, whole]]
-    lines = [
-        f"Differences to `{against}` at the end, mean over orders ({', '.join(orders)}), seed {seed}.",
-        "",
-        "| method | orders | " + " | ".join(TASKS) + " | Last |",
-        "| :-- |" + " --: |" * (len(TASKS) + 2),
-    ]
-    for method in (name for name in whole if name != against):
-        found = [column[method]["differences"][LAST] for column in columns]
-        cells = ["" if f is None else f"{f.value:+.3f} [{f.low:+.3f}, {f.high:+.3f}]" for f in found]
-        lines.append(f"| {method} | {len(whole[method])} | " + " | ".join(cells) + " |")
+        shared = [order for order in orders if order in held]
+        base = _drawn_ends([every] if free else [own[order] for order in shared], draws, seed=1)
+        found = _drawn_ends([held[order] for order in shared], draws, seed=2) - base
+        columns = np.column_stack([found, found.mean(axis=1)])
+        low, high = np.quantile(columns[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        cells = [f"{v:+.3f} [{a:+.3f}, {b:+.3f}]" for v, a, b in zip(columns[0], low, high, strict=True)]
+        lines.append(f"| {method} | {sum(len(held[order]) for order in shared)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def depends_on_order(ends: Ends) -> bool:
+    """Whether a method ended otherwise in another order with the same seed; yes where no seed has lived two orders."""
+    lives: dict[int, list[Any]] = {}
+    for held in ends.values():
+        for seed, margins in held.items():
+            lives.setdefault(seed, []).append(margins)
+    pairs = [(life[0], other) for life in lives.values() for other in life[1:]]
+    return not pairs or any(not np.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def _drawn_ends(orders: Sequence[Mapping[int, Any]], draws: Sequence[Any], seed: int) -> Any:
+    """Share of pairs that are won of each task, mean over orders and over the seeds that are drawn in each: of shape
+    `(replicates + 1, tasks)`, the first of the sample itself."""
+    generator = np.random.default_rng(seed)
+    means = []
+    for seeds in orders:
+        shares = np.array([
+            [times @ wins(margins) / times.sum(axis=1) for times, margins in zip(draws, life, strict=True)]
+            for life in seeds.values()
+        ])  # fmt: skip
+        picked = generator.integers(0, len(seeds), size=(shares.shape[-1], len(seeds)))
+        picked[0] = np.arange(len(seeds))
+        means.append(shares[picked, :, np.arange(len(picked))[:, None]].mean(axis=1))
+    return np.mean(means, axis=0)

@@ -27,7 +27,7 @@ from by_order import ends_table, over_orders
 from prepare import TASKS
 from run import POOLED, STAGES, SWEEP_SEED, grid_of
 
-from hf_lifealign._files import read_json, write_text
+from hf_lifealign._files import read_json, write_json, write_text
 from hf_lifealign.compare.document import write_comparison
 from hf_lifealign.compare.plan import Plan
 from hf_lifealign.compare.runner import DONE
@@ -140,6 +140,7 @@ def main() -> None:
     lived = [result for part in ("final", "orders") for result in parts[part][1]]
     ends = [ends_table(lived), over_orders(lived, parts["final"][2])] if lived else ["Not run yet."]
     page = filled(page, "tasks", "\n\n".join(ends))
+    write_json(options.docs / "evidence" / "rows.json", read_json(options.output / "data" / "manifest.json"))
     write_text(file, page)
     print(file)
 

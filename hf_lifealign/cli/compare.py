@@ -37,7 +37,7 @@ def add_parser(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from hf_lifealign._recipes import find_recipe
     from hf_lifealign.compare.document import comparison_text, write_comparison
-    from hf_lifealign.compare.plan import read_plan
+    from hf_lifealign.compare.plan import check_methods, read_plan
     from hf_lifealign.compare.runner import collected, run_arms
 
     if args.jobs < 1:
@@ -49,11 +49,13 @@ def _compare(args: argparse.Namespace) -> int:
         if not results:
             raise ValueError(f"Nothing has been measured in {plan.output_dir} yet. Leave --tell out to begin.")
     else:
+        check_methods(plan, data_dir)
         results = run_arms(plan, data_dir, lambda line: print(line, flush=True), args.retry, args.jobs)
     content = write_comparison(plan, results)
     print()
     print(comparison_text(content, plan.methods))
-    print(f"Picture: {Path(plan.output_dir) / 'comparison.png'}")
+    if any(result["status"] == "done" for result in results):
+        print(f"Picture: {Path(plan.output_dir) / 'comparison.png'}")
     return 2 if any(result["status"] == "failed" for result in results) else 0
 
 

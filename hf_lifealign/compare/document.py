@@ -89,9 +89,13 @@ def _number(value: float) -> float | None:
 def comparison_text(content: Mapping[str, Any], methods: Sequence[str]) -> str:
     """The comparison as Markdown."""
     lines = ["# Comparison", ""]
+    entries = [entry for table in content["orders"].values() for entry in table["methods"].values()]
+    one = all(len(entry["seeds"]) == 1 for entry in entries)
+    over = "pairs; what another seed would change is left out" if one else "pairs, and seeds where there are several"
     lines += [
-        "Preference accuracy over test pairs, mean over seeds, with 95 % bootstrap intervals over pairs and seeds; Δ "
-        f"is the difference to `{content['against']}` on the same pairs and seeds. BWT below 0: the model forgot.",
+        f"Preference accuracy over test pairs, mean over seeds, with 95 % bootstrap intervals over {over}. Δ is the "
+        f"difference to `{content['against']}` on the same pairs, over the seeds that both have. BWT below 0: the "
+        "model forgot.",
         "",
     ]
     for order, table in content["orders"].items():

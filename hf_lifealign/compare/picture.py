@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SHOWN = ("bwt", "last_performance", "average_performance")
 _LEFT, _HEAD, _ROW, _PANEL, _SPACE, _FOOT = 1.75, 0.95, 0.27, 2.5, 0.3, 0.5
+_LONGEST = 40  # letters of a method's name
 Found = Mapping[str, Mapping[str, Mapping[str, Figure | None]]]
 
 
@@ -36,14 +37,16 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
     methods = list(dict.fromkeys(method for found in orders.values() for method in found))
     rows = len(methods)
     height = _HEAD + rows * _ROW * max(1, len(orders)) ** 0.5 + _FOOT
-    figure = new_figure(_LEFT + len(_SHOWN) * (_PANEL + _SPACE), height)
+    # wide enough for the longest name, in inches a letter at this size
+    left = max(_LEFT, 0.25 + 0.068 * min(_LONGEST, max(map(len, methods), default=0)))
+    figure = new_figure(left + len(_SHOWN) * (_PANEL + _SPACE), height)
     page = canvas(figure)
     page.text(0.2, 0.32, "What each method keeps", fontsize=12, color=INK, va="center", weight="bold")
-    page.text(0.2, 0.56, "Preference accuracy, mean over seeds; lines: 95 % intervals over pairs and seeds; dotted: "
-              + shorten(against),
+    page.text(0.2, 0.56, "Preference accuracy, mean over seeds; lines: 95 % bootstrap intervals; dotted: "
+              + shorten(against, _LONGEST),
               fontsize=8, color=GREY, va="center")  # fmt: skip
     for k, name in enumerate(_SHOWN):
-        ax = axes_at(figure, _LEFT + k * (_PANEL + _SPACE), _HEAD, _PANEL, height - _HEAD - _FOOT)
+        ax = axes_at(figure, left + k * (_PANEL + _SPACE), _HEAD, _PANEL, height - _HEAD - _FOOT)
         for o, (order, found) in enumerate(orders.items()):
             shift = 0.0 if len(orders) == 1 else 0.5 * (o / (len(orders) - 1) - 0.5)
             colour = COLOURS[o % len(COLOURS)]
@@ -59,7 +62,7 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         if name == "bwt":
             ax.axvline(0, color=FAINT, lw=1)
         ax.set_ylim(rows - 0.5, -0.5)
-        ax.set_yticks(range(rows), [shorten(m, 22) for m in methods] if k == 0 else [""] * rows)
+        ax.set_yticks(range(rows), [shorten(m, _LONGEST) for m in methods] if k == 0 else [""] * rows)
         ax.tick_params(axis="y", length=0)
         ax.set_title(TITLES[name], fontsize=9, color=INK, loc="left")
         ax.locator_params(axis="x", nbins=6)
@@ -67,8 +70,8 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         ax.set_axisbelow(True)
     if len(orders) > 1:
         for o, order in enumerate(orders):
-            page.plot([_LEFT + 1.6 * o], [height - 0.16], "o", color=COLOURS[o % len(COLOURS)], ms=4.5)
-            page.text(_LEFT + 1.6 * o + 0.1, height - 0.16, shorten(order, 20), fontsize=8, color=GREY, va="center")
+            page.plot([left + 1.6 * o], [height - 0.16], "o", color=COLOURS[o % len(COLOURS)], ms=4.5)
+            page.text(left + 1.6 * o + 0.1, height - 0.16, shorten(order, 20), fontsize=8, color=GREY, va="center")
     return figure
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_lifealign._files import read_json, write_json, write_text
+from hf_lifealign._files import read_json, remove_folder, write_json, write_text
 from hf_lifealign.compare.figures import METRICS, TITLES, matrix_of, summarise
 from hf_lifealign.compare.plan import Arm, Plan
 from hf_lifealign.compare.processes import Children, alone_in, interrupted_by_termination
@@ -99,26 +99,36 @@ def _cores() -> int:
 
 
 def collected(plan: Plan) -> list[dict[str, Any]]:
-    """What came of the arms so far; those that have not ended are left out."""
-    folders = [Path(plan.output_dir) / arm.name for arm in plan.arms]
-    return [read_json(folder / _RESULT) for folder in folders if (folder / _RESULT).is_file()]
+    """What came of the arms so far; those that have not ended are left out.
+
+    Raises:
+        ValueError: if a folder holds an arm of other settings.
+    """
+    kept = [_kept(arm, Path(plan.output_dir) / arm.name, False) for arm in plan.arms]
+    return [result for result in kept if result is not None]
 
 
 def _kept(arm: Arm, folder: Path, retry: bool) -> dict[str, Any] | None:
-    """The result that lies in an arm's folder."""
-    file = folder / "recipe.yaml"
-    if file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")) != arm.recipe:
+    """The result that lies in an arm's folder; none for a failed one that is to be run again, whatever its settings."""
+    result: dict[str, Any] | None = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else None
+    failed = result is not None and result["status"] == FAILED
+    if _is_of_others(arm, folder) and not (failed and retry):
+        hint = ", remove that folder, or, as it has failed, give --retry" if failed else ", or remove that folder"
         raise ValueError(
-            f"The folder {folder} holds a run of other settings than {arm.name} has now. Set another output_dir, or "
-            "remove that folder."
+            f"The folder {folder} holds a run of other settings than {arm.name} has now. Set another output_dir{hint}."
         )
-    if not (folder / _RESULT).is_file():
-        return None
-    result: dict[str, Any] = read_json(folder / _RESULT)
-    return None if retry and result["status"] == FAILED else result
+    return None if retry and failed else result
+
+
+def _is_of_others(arm: Arm, folder: Path) -> bool:
+    """Whether a folder holds an arm of other settings."""
+    file = folder / "recipe.yaml"
+    return file.is_file() and yaml.safe_load(file.read_text(encoding="utf-8")) != arm.recipe
 
 
 def _run(arm: Arm, folder: Path, data_dir: Path, children: Children, environment: Mapping[str, str]) -> dict[str, Any]:
+    if _is_of_others(arm, folder):  # it has failed, and was mended
+        remove_folder(folder)
     write_text(folder / "recipe.yaml", yaml.safe_dump(arm.recipe, sort_keys=False, allow_unicode=True))
     line = [sys.executable, "-m", "hf_lifealign.cli.main", "run", str(folder / "recipe.yaml")]
     line += ["--data-dir", str(data_dir), "--output-dir", str(folder / "run")]
@@ -156,12 +166,13 @@ def _outcome(root: Path) -> dict[str, Any]:
     ]
     routes = {task: read_json(directory.evaluation(tasks[-1], task)).get(ROUTES) for task in tasks}
     records = [entry["record"] for entry in state["tasks"]]
+    beside = sum(record.get("strategy_seconds", 0.0) for record in records)
     phases = [phase for record in records for phase in record["phases"]]
     return {
         "tasks": tasks,
         "margins": [[[round(value, 4) for value in cell] for cell in row] for row in margins],
         "seconds": {
-            "training": round(sum(phase["seconds"] for phase in phases), 1),
+            "training": round(sum(phase["seconds"] for phase in phases) + beside, 1),
             "evaluation": round(sum(record["evaluation_seconds"] for record in records), 1),
         },
         "steps": sum(phase["steps"] for phase in phases),

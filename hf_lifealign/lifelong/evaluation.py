@@ -1,6 +1,7 @@
 """What a model is measured on after each task: preference margins, generated answers, general perplexity."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -59,7 +60,7 @@ def margin_results(
             the reference.
 
     Raises:
-        ValueError: if no pair has a completion left.
+        ValueError: if no pair has a completion left, or the policy's log-probabilities are no numbers.
     """
     kept = [i for i, pair in enumerate(pairs) if not pair.is_empty]
     if not kept:
@@ -69,6 +70,12 @@ def margin_results(
         )
     base = [reference[i] for i in kept]
     margins = pair_margins(base if score is None else score(kept), base)
+    lost = sum(not math.isfinite(margin) for margin in margins)
+    if lost:
+        raise ValueError(
+            f"The policy's log-probabilities of {lost} of {len(margins)} test pairs are no finite numbers: its "
+            "training has diverged. Start again in a new output_dir with a lower learning_rate, or with max_grad_norm."
+        )
     return preference_results(margins) | {SCORED_PAIRS: float(len(kept)), PAIR_MARGINS: margins}
 
 

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +63,38 @@ def warm_start_rows(rows: Dataset) -> Dataset:
     return rows.remove_columns(dropped).rename_column("chosen", "completion")
 
 
+class PhaseClock:
+    """Seconds that a phase has taken, those before the checkpoint it goes on from included. What a process did after
+    its last checkpoint is lost with it, and is not counted.
+
+    Args:
+        checkpoint (`str`, *optional*): sealed with the seconds until then.
+    """
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        self._before = float(read_json(Path(checkpoint) / _SEAL).get("seconds", 0.0)) if checkpoint else 0.0
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+
 class CheckpointSeal(TrainerCallback):
-    """Marks a checkpoint as complete, once everything of it is on disk."""
+    """Marks a checkpoint as complete, once everything of it is on disk.
+
+    Args:
+        seconds (`Callable[[], float]`, *optional*): tells what the training has taken until now.
+    """
+
+    def __init__(self, seconds: Callable[[], float] | None = None) -> None:
+        self._seconds = seconds
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         PartialState().wait_for_everyone()  # every process has written its part
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            write_json(folder / _SEAL, {"global_step": state.global_step})
+            taken = {} if self._seconds is None else {"seconds": round(self._seconds(), 3)}
+            write_json(folder / _SEAL, {"global_step": state.global_step, **taken})
 
 
 def latest_checkpoint(output_dir: Path, is_main_process: bool) -> str | None:
@@ -144,6 +169,7 @@ def build_trainer(
     brought: PhaseTrainer,
     callbacks: Sequence[TrainerCallback],
     extra_losses: Sequence[ExtraLoss],
+    clock: PhaseClock,
 ) -> Trainer:
     """The trainer of a phase, on the chosen answers alone for the warm start."""
     require_differentiable(model)
@@ -165,7 +191,7 @@ def build_trainer(
             if isinstance(callback, ConsolidationCallback):
                 callback.detach()
                 trainer.remove_callback(callback)
-    trainer.add_callback(CheckpointSeal())
+    trainer.add_callback(CheckpointSeal(clock.seconds))
     # Without its bar a trainer prints every log; the run keeps them in files, and has a bar of its own.
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def task_record(run: "LifelongTrainer", task: str, phases: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """What state.json keeps of a finished task."""
+def task_record(
+    run: "LifelongTrainer", task: str, phases: list[dict[str, Any]], evaluation: float, strategies: float
+) -> dict[str, Any]:
+    """What state.json keeps of a finished task: among others the seconds of its evaluation, and those that strategies
+    took before its first phase and after its evaluation."""
     return {
         "phases": phases,
-        "evaluation_seconds": round(seconds, 3),
+        "evaluation_seconds": round(evaluation, 3),
+        "strategy_seconds": round(strategies, 3),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": run.stream[task].provenance(),
     }

@@ -40,11 +40,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     return content
 
 
-def build_adapter(options: dict[str, Any] | None, kind: str = "slmc") -> Any:
-    """The adapter configuration of a recipe: `{"type": "slmc", "r": 16, ...}`; `kind` is the type if it names none.
+def adapter_class(kind: str) -> Any:
+    """The configuration class of an adapter type, e.g. of `"lora"`.
 
     Raises:
-        ValueError: for an unknown type or field.
+        ValueError: for an unknown type.
     """
     from peft import PeftType
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -52,14 +52,22 @@ def build_adapter(options: dict[str, Any] | None, kind: str = "slmc") -> Any:
     import hf_lifealign.prompt_pool
     import hf_lifealign.slmc  # noqa: F401  registers the type SLMC
 
+    types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
+    if kind.upper() not in types:
+        refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind.upper()])]
+
+
+def build_adapter(options: dict[str, Any] | None, kind: str = "slmc") -> Any:
+    """The adapter configuration of a recipe: `{"type": "slmc", "r": 16, ...}`; `kind` is the type if it names none.
+
+    Raises:
+        ValueError: for an unknown type or field.
+    """
     options = dict(options or {})
     is_default = not options
-    kind = str(options.pop("type", kind)).upper()
-    types = {str(member.value): member for member in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if kind not in types:
-        refuse_unknown([kind.lower()], [name.lower() for name in types], "adapter.type")
+    config_class = adapter_class(str(options.pop("type", kind)))
     options.setdefault("task_type", "CAUSAL_LM")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(types[kind])]
     if is_default and "target_modules" in {field.name for field in dataclasses.fields(config_class)}:
         options["target_modules"] = "all-linear"
     return build(config_class, options, "adapter")
@@ -86,6 +94,11 @@ def trainer_class(name: str) -> Any:
         raise ValueError(f"You set trainer: {name!r}, which cannot be imported: {error}") from error
 
 
+def strategies_of(recipe: dict[str, Any]) -> list[Any] | None:
+    """What a recipe names as its strategies; nothing where it leaves them to the run."""
+    return [recipe["strategy"]] if "strategy" in recipe else recipe.get("strategies")
+
+
 def build_run(
     recipe: dict[str, Any], base_dir: Path, output_dir: str | None = None, continue_from: str | None = None
 ) -> Any:
@@ -97,20 +110,32 @@ def build_run(
         output_dir (`str`, *optional*): takes the place of the recipe's.
         continue_from (`str`, *optional*): takes the place of `run.continue_from`.
     """
+    from hf_lifealign.lifelong.trainer import LifelongTrainer
+    from hf_lifealign.stream import TaskStream
+
+    parts = recipe_parts(recipe, base_dir, output_dir, continue_from)
+    return LifelongTrainer(stream=TaskStream.from_config(recipe["tasks"], base_dir), **parts)
+
+
+def recipe_parts(
+    recipe: dict[str, Any], base_dir: Path, output_dir: str | None = None, continue_from: str | None = None
+) -> dict[str, Any]:
+    """What a recipe says of a [`LifelongTrainer`] but its tasks; neither data nor a model is looked at. See
+    [`build_run`].
+
+    Raises:
+        ValueError: for what is not known, or does not fit.
+    """
     from trl import DPOConfig, SFTConfig
 
     from hf_lifealign.fpo import FPOConfig, FPOTrainer
     from hf_lifealign.lifelong.adapters import default_adapter_type
     from hf_lifealign.lifelong.config import LifelongConfig
-    from hf_lifealign.lifelong.trainer import LifelongTrainer
-    from hf_lifealign.stream import TaskStream
 
     folder = output_dir or recipe.get("output_dir")
     if not folder:
         raise ValueError("The recipe sets no output_dir. Set it there, or give --output-dir.")
-    strategies = recipe.get("strategies")
-    if "strategy" in recipe:
-        strategies = [recipe["strategy"]]
+    strategies = strategies_of(recipe)
     settings = dict(recipe.get("run") or {})
     text = settings.get("general_text")
     if text and (base_dir / str(text)).is_file():
@@ -121,16 +146,15 @@ def build_run(
     cls = trainer_class(str(recipe.get("trainer", "fpo")))
     args_class = FPOConfig if issubclass(cls, FPOTrainer) else getattr(cls, "args_class", DPOConfig)
     warm = recipe.get("warm_start")
-    return LifelongTrainer(
-        model=recipe["model"],
-        args=config,
-        stream=TaskStream.from_config(recipe["tasks"], base_dir),
-        trainer_class=cls,
-        training_args=build(args_class, recipe.get("training"), "training", output_dir="unused"),
-        warm_start_args=None if warm is None else build(SFTConfig, warm, "warm_start", output_dir="unused"),
-        peft_config=build_adapter(recipe.get("adapter"), default_adapter_type(strategies)),
-        model_init_kwargs=recipe.get("model_init_kwargs"),
-    )
+    return {
+        "model": recipe["model"],
+        "args": config,
+        "trainer_class": cls,
+        "training_args": build(args_class, recipe.get("training"), "training", output_dir="unused"),
+        "warm_start_args": None if warm is None else build(SFTConfig, warm, "warm_start", output_dir="unused"),
+        "peft_config": build_adapter(recipe.get("adapter"), default_adapter_type(strategies)),
+        "model_init_kwargs": recipe.get("model_init_kwargs"),
+    }
 
 
 def run_recipe(

@@ -5,6 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from hf_lifealign.lifelong.layout import RunDirectory
 from hf_lifealign.lifelong.matrix import build_matrix
 from hf_lifealign.lifelong.origin import Origin
 from hf_lifealign.lifelong.phases import (
+    PhaseClock,
     build_trainer,
     phase_arguments,
     phase_logs,
@@ -303,14 +305,18 @@ class LifelongTrainer(RunServices):
             self.model.peft_config["default"].base_model_name_or_path = self.base_name
 
     def _train_task(self, index: int, task: str) -> None:
+        times = [time.monotonic()]
         for strategy in self.strategies:
             strategy.before_task(self, task)
+        times.append(time.monotonic())
         records = [self._train_phase(phase) for phase in self.phases(index)]
-        started = time.monotonic()
+        times.append(time.monotonic())
         self.examiner.examine(index)
+        times.append(time.monotonic())
         for strategy in self.strategies:
             strategy.after_task(self, task)
-        record = task_record(self, task, records, time.monotonic() - started)
+        before, _, evaluation, after = (end - start for start, end in pairwise([*times, time.monotonic()]))
+        record = task_record(self, task, records, evaluation, before + after)
         self._publish(index, task, record)
         self.distributed.wait_for_everyone()
         self.state.finish_task(index, record)
@@ -344,6 +350,7 @@ class LifelongTrainer(RunServices):
     def _run_trainer(self, phase: Phase) -> dict[str, Any]:
         work = self.directory.work(phase.task, phase.name)
         checkpoint = resumable_checkpoint(work, self.is_main_process)
+        clock = PhaseClock(checkpoint)
         for strategy in self.strategies:
             strategy.prepare_phase(self, phase)
         own = self.training_rows(phase.task)
@@ -358,10 +365,9 @@ class LifelongTrainer(RunServices):
             callbacks += strategy.callbacks(self, phase)
         drop_reference_adapter(self.model)
         reset_peak_memory()
-        started = time.monotonic()
         trainer = build_trainer(
             phase, self.model, args, rows, self.processing_class, brought, callbacks,
-            [s.compute_extra_loss for s in self.strategies if brings_extra_loss(s)],
+            [s.compute_extra_loss for s in self.strategies if brings_extra_loss(s)], clock,
         )  # fmt: skip
         for strategy in self.strategies:
             strategy.before_phase(self, phase, trainer)
@@ -374,7 +380,7 @@ class LifelongTrainer(RunServices):
             "steps": trainer.state.global_step,
             "train_rows": len(own),
             "replay_rows": 0,
-            "seconds": round(time.monotonic() - started, 3),
+            "seconds": round(clock.seconds(), 3),
             "peak_memory_mb": peak_memory_mb(),
             "trainable_parameters": sum(p.numel() for p in trainable_parameters(self.model).values()),
             "consolidation": None,

@@ -151,10 +151,11 @@ def _cost(data: RunData) -> str:
                 f"{took / steps:.2f}" if steps else "",
                 f"{memory:,.0f}" if memory is not None else "",
             ])  # fmt: skip
-        evaluation = (_record(data, index)).get("evaluation_seconds")
-        if phases and evaluation is not None:
-            seconds += float(evaluation)
-            rows.append([f"{index + 1} {task}", "evaluation", "", "", "", duration(float(evaluation)), "", ""])
+        for what, key in (("evaluation", "evaluation_seconds"), ("strategies", "strategy_seconds")):
+            told = _record(data, index).get(key)
+            if phases and told:
+                seconds += float(told)
+                rows.append([f"{index + 1} {task}", what, "", "", "", duration(float(told)), "", ""])
     if not rows:
         return ""
     head = ("task", "phase", "steps", "own rows", "replayed rows", "time", "s per step", "peak memory (MB)")

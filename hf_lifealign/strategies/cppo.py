@@ -30,12 +30,14 @@ def sample_weights(values: torch.Tensor, low: float = 0.5, high: float = 1.5) ->
 class CPPOStrategy(Strategy):
     r"""Continual PPO in its form for given preferences, without a rollout: the loss of a task after the first is
     ``mean(alpha_i loss_i) + weight * mean(beta_i (r_i - r_i')^2)``, with ``r_i`` the reward margin of a pair and
-    ``r_i'`` that under the policy before the task.
+    ``r_i'`` that under the policy before the task, both over the trainer's reference (over `reference="previous"` the
+    latter is 0).
 
     As in the paper's objective (eq. 3), what the policy would say counts more for learning, and what is rewarded more
     for retention: alpha grows with the mean log-probability of the chosen answer's tokens, beta with the reward margin,
     both under the policy before the task. The policy's margin stands for the log-probability of a rollout, since both
-    answers of a pair are given. Needs [`FPOTrainer`] (`focal_gamma=0` is DPO).
+    answers of a pair are given; the reward that beta looks at is always that over the untouched base. Needs
+    [`FPOTrainer`] (`focal_gamma=0` is DPO).
 
     Args:
         weight (`float`, *optional*, defaults to `0.1`): of the retention, above 0.
@@ -61,10 +63,11 @@ class CPPOStrategy(Strategy):
             )
         self._trainer = trainer
         if run.lived.index(phase.task):
-            self._told = self._measured(run, phase.task)
+            self._told = self._measured(run, phase.task, trainer)
 
-    def _measured(self, run: Run, task: str) -> dict[str, tuple[float, float, float]]:
-        """Of each of the task's pairs: alpha, beta, and the reward margin under the policy as it stands."""
+    def _measured(self, run: Run, task: str, trainer: Any) -> dict[str, tuple[float, float, float]]:
+        """Of each of the task's pairs: alpha, beta, and the reward margin under the policy as it stands over the
+        reference of the trainer."""
         from hf_lifealign.lifelong.scoring import score_pairs
 
         pairs, reference = run.reference_pairs(list(run.training_rows(task)), f"{task}-cppo")
@@ -75,7 +78,9 @@ class CPPOStrategy(Strategy):
         chosen, rejected = torch.tensor([scored[i] for i in whole], dtype=torch.float64).T
         base_chosen, base_rejected = torch.tensor([reference[i] for i in whole], dtype=torch.float64).T
         margins = run.training_args.beta * (chosen - rejected - base_chosen + base_rejected)
-        told = zip(sample_weights(chosen / lengths), sample_weights(margins), margins, strict=True)
+        # over itself the policy has none
+        before = margins if trainer.reference == "base" else torch.zeros_like(margins)
+        told = zip(sample_weights(chosen / lengths), sample_weights(margins), before, strict=True)
         return {
             key_of(pairs[i]): (float(alpha), float(beta), float(margin))
             for i, (alpha, beta, margin) in zip(whole, told, strict=True)
@@ -97,7 +102,7 @@ class CPPOStrategy(Strategy):
                 "The strategy 'cppo' cannot tell which pairs a batch holds: it is not padded as DPOTrainer pads pairs."
             )
         alpha, beta, before = margins.new_tensor(told).T
-        losses = focal_preference_loss(margins, self._trainer.focal_gamma)
+        losses = self._trainer.focal_loss_weight * focal_preference_loss(margins, self._trainer.focal_gamma)
         return ((alpha - 1) * losses + self.weight * beta * (margins - before) ** 2).mean()
 
     def after_phase(self, run: Run, phase: Phase, trainer: "Trainer") -> None:

@@ -13,6 +13,11 @@ from hf_lifealign.strategies.base import Strategy
 STRATEGIES = "hf_lifealign.strategies"
 JUDGES = "hf_lifealign.judges"
 
+
+class PlugInError(ImportError):
+    """What a run was asked to use cannot be imported."""
+
+
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 
 
@@ -44,7 +49,7 @@ def load(group: str, name: str) -> Any:
 
     Raises:
         ValueError: if there is no such name; the close ones are suggested.
-        ImportError: if it cannot be imported; the distribution that offers it is named.
+        PlugInError: if it cannot be imported; the distribution that offers it is named.
     """
     points = available(group)
     if name not in points:
@@ -56,7 +61,7 @@ def load(group: str, name: str) -> Any:
     try:
         return points[name].load()
     except Exception as error:
-        raise ImportError(
+        raise PlugInError(
             f"The plug-in {name!r} of {_origin(points[name])} cannot be imported: {type(error).__name__}: {error}. "
             "Repair or uninstall that package; a run does not go on without what it was asked to use."
         ) from error
@@ -75,19 +80,19 @@ def imported(spec: str, kind: str) -> Any:
         kind (`str`): what it is set as, for errors, e.g. `"reward"`.
 
     Raises:
-        ImportError: if the module cannot be imported, or has nothing of that name.
+        PlugInError: if the module cannot be imported, or has nothing of that name.
     """
     module_name, _, path = spec.partition(":")
     try:
         found: Any = import_module(module_name)
     except Exception as error:
-        raise ImportError(
+        raise PlugInError(
             f"You set the {kind} {spec!r}. The module {module_name} cannot be imported: {type(error).__name__}: "
             f"{error}. Install it, or set PYTHONPATH to where it lies."
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ImportError(f"You set the {kind} {spec!r}. The module {module_name} has no {path}.")
+            raise PlugInError(f"You set the {kind} {spec!r}. The module {module_name} has no {path}.")
         found = getattr(found, part)
     return found
 
@@ -96,9 +101,11 @@ def resolve_strategies(specs: Sequence[Any]) -> list[Strategy]:
     """Builds strategies from names, `{"name": ..., option: value}` mappings and [`Strategy`] objects.
 
     Raises:
-        ValueError: for an unknown name, wrong options, or a strategy that stands twice.
-        TypeError: for something that is none of these.
+        ValueError: for something that is none of these, an unknown name, wrong options, or a strategy that stands
+            twice.
     """
+    if isinstance(specs, (str, dict)):
+        raise ValueError(f"You set strategies to {specs!r}. Give a list, e.g. [{specs!r}].")
     strategies: list[Strategy] = []
     for spec in specs:
         if isinstance(spec, Strategy):
@@ -107,7 +114,7 @@ def resolve_strategies(specs: Sequence[Any]) -> list[Strategy]:
         if isinstance(spec, str):
             spec = {"name": spec}
         if not isinstance(spec, dict) or "name" not in spec:
-            raise TypeError(
+            raise ValueError(
                 f"You set the strategy {spec!r}. Give its name, a mapping with 'name' and options, or a Strategy."
             )
         options = dict(spec)
@@ -120,9 +127,15 @@ def resolve_strategies(specs: Sequence[Any]) -> list[Strategy]:
                 f"You set the options {sorted(options)} of the strategy {name!r}: {error}. It takes "
                 f"{sorted(inspect.signature(factory).parameters)}."
             ) from error
-        strategy = factory(**options)
+        try:
+            strategy = factory(**options)
+        except TypeError as error:
+            raise ValueError(
+                f"You set the options {options} of the strategy {name!r}, of which one is not of its type: {error}. "
+                "Give numbers as numbers, e.g. 0.2 and not 20% or 1/5."
+            ) from error
         if not isinstance(strategy, Strategy):
-            raise TypeError(
+            raise PlugInError(
                 f"The plug-in {name!r} gave a {type(strategy).__name__}, which is no hf_lifealign.Strategy."
             )
         strategies.append(strategy)

@@ -141,3 +141,24 @@ def test_a_comparison_that_is_ended_takes_its_runs_along(tmp_path: Path, monkeyp
         os.kill(int(begun.read_text()), 0)
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / ARM.name / "result.json").exists()
+
+
+def test_a_failed_arm_is_run_again_with_what_was_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recipe may have changed; one that ended well is never removed."""
+    ends_with(monkeypatch, "import sys; sys.exit('wrong')")
+    runner.run_arms(plan_in(tmp_path), tmp_path, print)
+    mended = Plan(
+        str(tmp_path), ["plain"], {"given": ["a"]}, [0], "plain", [Arm("given", "plain", 0, RECIPE | {"x": 1})]
+    )
+    with pytest.raises(ValueError, match=r"other settings.*give --retry"):
+        runner.run_arms(mended, tmp_path, print)
+    with pytest.raises(ValueError, match="other settings"):
+        runner.collected(mended)
+    (result,) = runner.run_arms(mended, tmp_path, print, retry=True)
+    assert result["status"] == "failed"
+    assert runner.collected(mended) == [result]
+    file = tmp_path / ARM.name / "result.json"
+    file.write_text(json.dumps(result | {"status": "done"}))
+    with pytest.raises(ValueError, match="or remove that folder"):
+        runner.run_arms(plan_in(tmp_path), tmp_path, print, retry=True)
+    assert file.is_file()

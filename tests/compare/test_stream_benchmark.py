@@ -1,5 +1,6 @@
 """benchmarks/stream on a tiny model: cut, sweep, choice, final runs, and what a second call leaves alone."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -124,7 +125,7 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     ends = (docs / "evidence.md").read_text().split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
     assert "| reverse | replay | 1 | 1.000 | 1.000 (+0.400) | 1.000 (+0.400) | 0.600 (+0.000) |" in ends
     # .5 against .8 in the first order, in the reverse .6 against .7 of helpful alone
-    cells = next(line for line in ends.splitlines() if line.startswith("| replay | 2 |")).split(" | ")
+    cells = next(line for line in ends.splitlines() if line.startswith("| replay | 3 |")).split(" | ")
     assert [cell.split(" [")[0] for cell in cells[2:]] == ["-0.150", "-0.150", "-0.150", "-0.200", "-0.163"]
     assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.png",
@@ -135,6 +136,30 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     write_json(out / "data" / "manifest.json", {"tasks": dict.fromkeys(TASKS, rows)})
     (docs / "evidence.md").write_text("no place\n")
     assert "no lines" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120).stderr
+
+
+def test_an_end_that_no_order_changes_is_one_life_for_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seeds count in all orders, and one that was lived in three orders does not count three times."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "stream"))
+    by_order = importlib.import_module("by_order")
+    orders = ("first", "reverse", "mixed")
+    routed = [result("routed_memory", 0, 0.9, order) for order in orders]
+    routed += [result("routed_memory", seed, 0.6) for seed in (1, 2)]
+    other = [result("replay", 0, 0.5, order) for order in orders]
+    told = by_order.over_orders(routed + other, "routed_memory")
+    assert "each of its 3 seeds counts in all" in told
+    cells = told.splitlines()[-1].split(" | ")
+    assert cells[:2] == ["| replay", "3"]
+    assert [cell.split(" [")[0] for cell in cells[2:]] == ["-0.200"] * 5
+    same_seed = by_order.over_orders([*routed[:3], *other], "routed_memory").splitlines()[-1]
+
+    def width(line: str) -> float:
+        low, high = line.split(" | ")[-1].split("[")[1].split("]")[0].split(", ")
+        return float(high) - float(low)
+
+    assert width(told.splitlines()[-1]) > width(same_seed), "seeds that differ make an interval wider"
+    routed[1]["margins"][-1][0] = [-1.0] * 10
+    assert "whatever order" not in by_order.over_orders(routed + other, "routed_memory")
 
 
 @pytest.mark.slow

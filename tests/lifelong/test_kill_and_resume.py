@@ -98,7 +98,15 @@ def test_a_kill_after_the_last_step_takes_no_step_more(tmp_path: Path) -> None:
     tiny_life(tmp_path / "once", **given).train()
     with pytest.raises(KilledError):
         tiny_life(tmp_path / "again", callbacks=[Killer()], **given).train()
+    seals = list((tmp_path / "again" / "work").rglob("sealed.json"))
+    assert seals
+    for seal in seals:
+        content = json.loads(seal.read_text())
+        assert 0 < content["seconds"] < 500
+        seal.write_text(json.dumps(content | {"seconds": 500.0}))
     again = tiny_life(tmp_path / "again", **given)
     again.train()
     assert again.state.task(1)["record"]["phases"][0]["steps"] == 3
+    assert again.state.task(0)["record"]["phases"][0]["seconds"] < 500
+    assert 500 < again.state.task(1)["record"]["phases"][0]["seconds"] < 1000, "what was trained before the kill counts"
     assert_same(tmp_path / "again", tmp_path / "once")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 from trl import DPOTrainer
 
 from hf_lifealign import LifelongTrainer, Strategy, Task, TaskStream, load_adapter
+from hf_lifealign.compare.runner import _outcome
 from hf_lifealign.lifelong.scoring import encode_pairs, score_pairs
 
 
@@ -248,6 +250,27 @@ def test_only_the_named_phases_consolidate(tmp_path: Path) -> None:
     trainer.train()
     entries = trainer.model.base_model.memory.entries
     assert [(entry["task"], entry["phase"]) for entry in entries] == [("one", "warm_start")]
+
+
+def test_what_strategies_take_beside_a_phase_is_told(tmp_path: Path) -> None:
+    """It is no evaluation, and a comparison of methods counts it as training."""
+
+    class Slow(Strategy):
+        name = "slow"
+
+        def before_task(self, run: Any, task: str) -> None:
+            time.sleep(0.2)
+
+        def after_task(self, run: Any, task: str) -> None:
+            time.sleep(0.3)
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    trainer = tiny_life(tmp_path / "run", stream=tiny_stream()[:1], strategies=[Slow()], peft_config=lora)
+    trainer.train()
+    record = trainer.state.task(0)["record"]
+    assert 0.5 <= record["strategy_seconds"] < 0.8
+    training = sum(phase["seconds"] for phase in record["phases"])
+    assert _outcome(tmp_path / "run")["seconds"]["training"] == pytest.approx(training + 0.5, abs=0.2)
 
 
 def test_a_strategy_may_not_rename_or_reorder_tasks(tmp_path: Path) -> None:

@@ -149,3 +149,11 @@ def test_the_base_measured_against_itself_has_margins_of_zero() -> None:
     reference = [(-3.25, -1.7), (-1.0, 0.0), (-2.1, -2.2)]
     told = margin_results(None, pairs, reference)
     assert told == {"preference_accuracy": 0.5, "margin": 0.0, "scored_pairs": 2.0, "pair_margins": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("-inf")])
+def test_a_policy_that_has_diverged_is_no_policy_that_has_forgotten(lost: float) -> None:
+    pairs = [EncodedPair([1, 2], [1, 3], 1, 1)] * 3
+    reference = [(-1.0, -2.0)] * 3
+    with pytest.raises(ValueError, match=r"1 of 3 test pairs are no finite numbers.*lower learning_rate"):
+        margin_results(lambda kept: [(-1.0, -2.0), (lost, -2.0), (-1.5, -2.0)], pairs, reference)

@@ -125,6 +125,36 @@ def test_loaded_it_answers_as_in_the_life(lived: Any, tmp_path: Path) -> None:
         assert (tmp_path / name / "adapter_model.safetensors").is_file()
 
 
+def test_whoever_knows_the_task_asks_no_gate(lived: Any, tmp_path: Path) -> None:
+    """The same training; each learnt task's prompts go to its own view, and those of nobody to the gate."""
+    samples = {"sample_prompts": ["alpha alpha tell me"], "evaluate_all_tasks": True}
+    mixed = [row for task in stream() for row in task.load().test]
+    given = stream()
+    told = TaskStream([Task(t.name, t.load().train, Dataset.from_list(mixed[i::3])) for i, t in enumerate(given)])
+    strategies = [{"name": "routed_memory", "lean": 0.25, "task_known": True}]
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    options = {"peft_config": config, "warm_start": False} | samples
+    known, asked_gate = tmp_path / "known", tmp_path / "gate"
+    tiny_life(known, told, strategies=strategies, **options).train()
+    life(asked_gate, told, **samples).train()
+    for folder in (known, asked_gate):
+        assert (
+            life_files(folder)["adapters/03-kappa/adapter_model.safetensors"]
+            == life_files(lived[0])["adapters/03-kappa/adapter_model.safetensors"]
+        )
+
+    def routes(folder: Path, after: str, task: str) -> dict[str, int]:
+        found: dict[str, int] = json.loads((folder / "evaluation" / after / f"{task}.json").read_text())["routes"]
+        return found
+
+    assert routes(known, "after-03-kappa", "omega") == {"omega": 6}
+    assert len(routes(asked_gate, "after-03-kappa", "omega")) > 1
+    assert routes(known, "after-01-alpha", "omega") == {"alpha": 6}, "not learnt yet: the gate knows one task"
+    with pytest.raises(ValueError, match="true or false"):
+        resolve_strategies([{"name": "routed_memory", "task_known": "maybe"}])
+    assert "task_known" not in resolve_strategies(["routed_memory"])[0].settings()
+
+
 def test_evaluations_are_of_the_views(lived: Any) -> None:
     from hf_lifealign._files import read_json
     from hf_lifealign.lifelong.evaluation import pair_margins

@@ -233,12 +233,16 @@ def test_dark_experience_keeps_the_log_probabilities_of_kept_pairs(tmp_path: Pat
     assert "log_probs" in kept
 
 
-def test_cppo_that_holds_everything_stays_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", ["base", "previous"])
+def test_cppo_that_holds_everything_stays_where_it_was(tmp_path: Path, reference: str) -> None:
     """The margins of the new task's own pairs; the first task is learnt as without it."""
-    held, free = life(tmp_path / "held", {"name": "cppo", "weight": 300.0}), life(tmp_path / "free")
+    training = {"reference": reference}
+    held = life(tmp_path / "held", {"name": "cppo", "weight": 300.0}, training=training)
+    free = life(tmp_path / "free", training=training)
     margins = {run: run.train()["matrices"]["margin"] for run in (held, free)}
     assert margins[held][0] == margins[free][0]
-    assert margins[held][1][0] > 0.5 * margins[held][0][0] > margins[free][1][0]
+    learnt = margins[held][0][0]
+    assert 1.5 * learnt > margins[held][1][0] > 0.5 * learnt > margins[free][1][0]
 
 
 def test_cppo_needs_a_trainer_that_tells_its_margins(tmp_path: Path) -> None:

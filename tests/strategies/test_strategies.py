@@ -193,7 +193,7 @@ def test_an_extra_loss_changes_what_is_learnt(tmp_path: Path) -> None:
         ([{"name": "replay", "fraction": 0}], ValueError, r"\(0, 1\]"),
         ([{"name": "replay", "phases": ["sft"]}], ValueError, "warm_start"),
         (["replay", "replay"], ValueError, "stands 2 times"),
-        ([3], TypeError, "Give its name"),
+        ([3], ValueError, "Give its name"),
         ([{"name": "consolidation", "phases": []}], ValueError, "at least one"),
     ],
 )
