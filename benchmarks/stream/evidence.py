@@ -1,10 +1,11 @@
 """Tables and pictures of docs/evidence.md from what run.py has measured.
 
-    python benchmarks/stream/evidence.py [--output benchmarks/results/stream] [--docs docs]
+    python benchmarks/stream/evidence.py [--output benchmarks/results/stream] [--docs docs] [--parts final ...]
 
-Nothing is run. Each part of the evidence is a comparison of its own under DOCS/evidence/<part>/ (comparison.json,
-comparison.md, comparison.png), whose differences are to our configuration; and between the lines
-`<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.md its tables are written anew. The parts:
+Nothing is run. Each run's margins and costs are kept in DOCS/evidence/runs/, so that tables can be made anew, and later
+runs be compared pair by pair, where --output is gone. Each part of the evidence is a comparison of its own under
+DOCS/evidence/<part>/ (comparison.json, comparison.md, comparison.png), whose differences are to our configuration; and
+between the lines `<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.md its tables are written. The parts:
 
 - `sweep`: each method at each learning rate, on validation rows, one seed;
 - `final`: the required methods and ours, first order, on test rows;
@@ -12,10 +13,12 @@ comparison.md, comparison.png), whose differences are to our configuration; and 
 - `methods`: every method, first order, the first seed alone.
 
 Methods that were not run are named under each table. A part of its own, `tasks`, tells what became of each
-task in each order.
+task in each order. With `--prefix later-` the parts are `later-sweep` and so on, for runs of another machine, and what
+the part without the prefix holds is not named as missing. A table is not written where runs that it tells are gone.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -34,15 +37,46 @@ from hf_lifealign.compare.runner import DONE
 
 HERE = Path(__file__).resolve().parent
 RESULT = "result.json"
+PARTS = ("sweep", "final", "orders", "methods")
+DIGITS = 4
 Results = list[dict[str, Any]]
 
 
-def results_of(folder: Path) -> Results:
-    """What came of all arms of a stage, whatever plan they were part of."""
-    return [read_json(file) for file in sorted(folder.glob(f"*/*/seed-*/{RESULT}"))]
+def results_of(folder: Path, kept: Path) -> Results:
+    """What came of all arms of a stage, whatever plan they were part of: those that lie in `folder`, and those that are
+    `kept` from earlier."""
+    files = {file.relative_to(kept).with_suffix(""): file for file in kept.glob("*/*/seed-*.json")}
+    files |= {file.parent.relative_to(folder): file for file in folder.glob(f"*/*/seed-*/{RESULT}")}
+    return [read_json(files[name]) for name in sorted(files)]
 
 
-def by_task(result: dict[str, Any], output: Path) -> dict[str, Any]:
+def keep(output: Path, runs: Path) -> None:
+    """Copies what came of each run in `output` to `runs`, its margins with four digits, and the rates."""
+    if (output / "chosen.json").is_file():
+        write_json(runs / "chosen.json", read_json(output / "chosen.json"))
+    for stage in (stage + pooled for stage in STAGES for pooled in ("", f"-{POOLED}")):
+        for file in (output / stage).glob(f"*/*/seed-*/{RESULT}"):
+            result = read_json(file)
+            if result["status"] == DONE:
+                short = [[[float(f"{m:.{DIGITS}g}") for m in task] for task in after] for after in result["margins"]]
+                result |= {"margins": short}
+            name = file.parent.relative_to(output).with_suffix(".json")
+            write_text(runs / name, json.dumps(result, sort_keys=True, separators=(",", ":")) + "\n")
+
+
+def gone(published: Path, results: Results) -> list[str]:
+    """Runs that a published comparison tells, and that are not among the results."""
+    if not published.is_file():
+        return []
+    orders = read_json(published)["orders"]
+    told = {(o, m, s) for o in orders for m, entry in orders[o]["methods"].items() for s in entry["seeds"]}
+    told |= {(o, failure["method"], failure["seed"]) for o in orders for failure in orders[o]["failed"]}
+    return [f"{m} (order {o}, seed {s})" for o, m, s in sorted(told - {
+        (result["order"], result["method"], result["seed"]) for result in results
+    })]  # fmt: skip
+
+
+def by_task(result: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """A result of a method that learnt the rows of all tasks as one, with its pairs told apart: only the end of its
     life is known.
 
@@ -52,12 +86,11 @@ def by_task(result: dict[str, Any], output: Path) -> dict[str, Any]:
     if result["status"] != DONE:
         return result
     part = "validation" if result["seed"] == SWEEP_SEED else "test"
-    data = read_json(output / "data" / "manifest.json")["tasks"]
     margins, rows = result["margins"][-1][-1], [data[task][part]["rows"] for task in TASKS]
     if len(margins) != sum(rows):
         raise ValueError(
             f"The run {result['method']}, seed {result['seed']}, was measured on {len(margins)} pairs, but there are "
-            f"{sum(rows)} {part} rows in {output / 'data'}. Raise max_length in methods.yaml, so that no pair is lost."
+            f"{sum(rows)} {part} rows. Raise max_length in methods.yaml, so that no pair is lost."
         )
     ends = list(accumulate(rows))
     last = [margins[end - n : end] for end, n in zip(ends, rows, strict=True)]
@@ -71,10 +104,13 @@ def part_plan(output: Path, methods: Sequence[str], results: Results, against: s
     return Plan(str(output), list(methods), orders, seeds, against, [])
 
 
-def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[str], Results, str]]:
+def parts_of(
+    output: Path, runs: Path, content: Mapping[str, Any], data: Mapping[str, Any]
+) -> dict[str, tuple[list[str], Results, str]]:
     """By part: its methods, its results, and the method that the others are compared to."""
     known = list(content["methods"])
-    chosen = read_json(output / "chosen.json") if (output / "chosen.json").is_file() else {}
+    files = [file for file in (output / "chosen.json", runs / "chosen.json") if file.is_file()]
+    chosen = read_json(files[0]) if files else {}
     ours = chosen.get("ours")
     if ours is None:
         raise SystemExit(
@@ -82,8 +118,8 @@ def parts_of(output: Path, content: Mapping[str, Any]) -> dict[str, tuple[list[s
             "benchmarks/stream/run.py with this --output and --stage sweep first."
         )
     stages = {
-        stage: results_of(output / stage)
-        + [by_task(result, output) for result in results_of(output / f"{stage}-{POOLED}")]
+        stage: results_of(output / stage, runs / stage)
+        + [by_task(result, data) for result in results_of(*(each / f"{stage}-{POOLED}" for each in (output, runs)))]
         for stage in STAGES
     }
     rated = [f"{name}-{rate:g}" for name in known for rate in grid_of(content, name)]
@@ -116,31 +152,77 @@ def filled(page: str, part: str, told: str) -> str:
     return place.sub(lambda found: f"{found.group(1)}{told}\n{found.group(2)}", page)
 
 
+def refuse_losses(published: Path, results: Results) -> None:
+    """Refuses to write a table anew without runs that it tells now.
+
+    Raises:
+        SystemExit: if runs that the published comparison tells are not among the results.
+    """
+    lost = gone(published, results)
+    if lost:
+        raise SystemExit(
+            f"{published.parent} tells runs that lie neither in --output nor among those kept beside it: "
+            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}. Leave this part out (--parts), write what is "
+            "here as a part of its own (--prefix), or remove that folder."
+        )
+
+
+def write_part(evidence: Path, name: str, part: tuple[list[str], Results, str], elsewhere: set[str]) -> str | None:
+    """Writes the comparison of a part, and returns its tables for the page, or nothing if there is nothing new.
+
+    Raises:
+        SystemExit: if runs that the published comparison tells are gone.
+    """
+    methods, results, against = part
+    published = evidence / name / "comparison.json"
+    if not results:
+        return None if published.is_file() else "Not run yet."
+    refuse_losses(published, results)
+    ran = {result["method"] for result in results}
+    plan = part_plan(evidence / name, [m for m in methods if m in ran], results, against)
+    write_comparison(plan, results)
+    told = tables((Path(plan.output_dir) / "comparison.md").read_text(encoding="utf-8"))
+    missing = ", ".join(f"`{name}`" for name in methods if name not in ran | elsewhere)
+    told += f"\n\nNot run: {missing}." if missing else ""
+    return f"{told}\n\n![What each method keeps](evidence/{name}/comparison.png)"
+
+
+def methods_in(published: Path) -> set[str]:
+    """The methods that a published comparison tells."""
+    orders = read_json(published)["orders"].values() if published.is_file() else []
+    return {method for order in orders for method in order["methods"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/stream"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--parts", nargs="+", default=[*PARTS, "tasks"], choices=[*PARTS, "tasks"])
+    parser.add_argument("--prefix", default="", help="before the parts' names")
     options = parser.parse_args()
     content = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
-    file = options.docs / "evidence.md"
+    file, evidence = options.docs / "evidence.md", options.docs / "evidence"
     page = file.read_text(encoding="utf-8")
-    parts = parts_of(options.output, content)
-    for part, (methods, results, against) in parts.items():
-        told = "Not run yet."
-        if results:
-            ran = {result["method"] for result in results}
-            plan = part_plan(options.docs / "evidence" / part, [m for m in methods if m in ran], results, against)
-            write_comparison(plan, results)
-            told = tables((Path(plan.output_dir) / "comparison.md").read_text(encoding="utf-8"))
-            missing = ", ".join(f"`{name}`" for name in methods if name not in ran)
-            told += f"\n\nNot run: {missing}." if missing else ""
-            told += f"\n\n![What each method keeps](evidence/{part}/comparison.png)"
-        page = filled(page, part, told)
-        print(f"{part}: {len(results)} runs", flush=True)
-    lived = [result for part in ("final", "orders") for result in parts[part][1]]
-    ends = [ends_table(lived), over_orders(lived, parts["final"][2])] if lived else ["Not run yet."]
-    page = filled(page, "tasks", "\n\n".join(ends))
-    write_json(options.docs / "evidence" / "rows.json", read_json(options.output / "data" / "manifest.json"))
+    manifest, known = options.output / "data" / "manifest.json", evidence / "rows.json"
+    rows = read_json(manifest if manifest.is_file() else known)
+    parts = parts_of(options.output, evidence / "runs", content, rows["tasks"])
+    if known.is_file() and read_json(known) != rows:
+        raise SystemExit(f"The runs in {options.output} learnt other rows than {known} tells: their "
+                         "tables would not go together. Give another --docs.")  # fmt: skip
+    write_json(known, rows)
+    keep(options.output, evidence / "runs")
+    for part in (part for part in PARTS if part in options.parts):
+        name = options.prefix + part
+        elsewhere = methods_in(evidence / part / "comparison.json") if options.prefix else set()
+        told = write_part(evidence, name, parts[part], elsewhere)
+        page = page if told is None else filled(page, name, told)
+        print(f"{name}: {len(parts[part][1])} runs", flush=True)
+    if "tasks" in options.parts:
+        for part in ("final", "orders"):
+            refuse_losses(evidence / f"{options.prefix}{part}" / "comparison.json", parts[part][1])
+        lived = [result for part in ("final", "orders") for result in parts[part][1]]
+        ends = [ends_table(lived), over_orders(lived, parts["final"][2])] if lived else ["Not run yet."]
+        page = filled(page, f"{options.prefix}tasks", "\n\n".join(ends))
     write_text(file, page)
     print(file)
 

@@ -12,7 +12,8 @@ was killed goes on from its last checkpoint. The stages:
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
 writes it, `<stage>-pooled/` one of methods that learn the rows of all tasks together, and `chosen.json` says which
-rates, and which of our candidates, were taken and why.
+rates, and which of our candidates, were taken and why. `--swept FILE` takes the rates that a sweep elsewhere has tried
+from its comparison.json, and runs those alone that are missing there.
 """
 
 import argparse
@@ -101,8 +102,14 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
     ended: dict[str, dict[float, float | None]] = {}
     labels = {f"{name}-{rate:g}": (name, rate) for name in known for rate in grid_of(content, name)}
     methods = {label: rated(known[name], rate) for label, (name, rate) in labels.items()}
+    elsewhere = {} if options.swept is None else swept_elsewhere(options.swept)
+    for label, last in elsewhere.items():
+        if label in labels:
+            name, rate = labels[label]
+            ended.setdefault(name, {})[rate] = last
+    missing = {label for label, (name, _) in labels.items() if name in asked} - elsewhere.keys()
     for plan in plans_of(options, "sweep", "validation", methods, ["first"], [SWEEP_SEED]):
-        for result in live(plan, options, {label for label, (name, _) in labels.items() if name in asked}):
+        for result in live(plan, options, missing):
             name, rate = labels[result["method"]]
             ended.setdefault(name, {})[rate] = last_of(result)
     chosen, reached = {}, {}
@@ -122,6 +129,14 @@ def last_of(result: dict[str, Any]) -> float | None:
     if result["status"] != DONE:
         return None
     return float(summarise(matrix_of(result["margins"]))[METRICS.index("last_performance")])
+
+
+def swept_elsewhere(file: Path) -> dict[str, float | None]:
+    """Last on validation rows by method and rate, as a sweep's comparison.json tells it; of a run that failed, None."""
+    held = read_json(file)["orders"]["first"]
+    ended: dict[str, float | None] = {told["method"]: None for told in held["failed"]}
+    figures = {label: entry["accuracy"]["figures"]["last_performance"] for label, entry in held["methods"].items()}
+    return ended | {label: figure["value"] for label, figure in figures.items()}
 
 
 def prepared(options: argparse.Namespace) -> None:
@@ -150,6 +165,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=None, help="only these (default: all of methods.yaml)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time, each with its part of the cores")
+    parser.add_argument("--swept", type=Path, default=None, help="comparison.json of a sweep that was made elsewhere")
     parser.add_argument("--max-steps", type=int, default=None, help="cut each task's training, to try the script")
     add_sizes(parser)
     options = parser.parse_args()

@@ -1,8 +1,10 @@
 """benchmarks/stream on a tiny model: cut, sweep, choice, final runs, and what a second call leaves alone."""
 
+import argparse
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +61,62 @@ def result(method: str, seed: int, won: float, order: str = "first") -> dict[str
         "seconds": {"training": 60.0, "evaluation": 10.0}, "steps": 200, "peak_memory_mb": 100.0, "kept_mb": 1.0,
         "trainable_parameters": 1000, "perplexity": None, "routes": None,
     }  # fmt: skip
+
+
+def runs_that_are_kept(out: Path, docs: Path, line: list[str]) -> None:
+    """Tables are the same without the results, from what was kept of them; none is written without runs that it tells;
+    and those of another machine are parts of their own."""
+
+    def run(*flags: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run([*line, *flags], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+    before = (docs / "evidence.md").read_text()
+    rows = (out / "data" / "manifest.json").read_text()
+    aside = out.rename(out.parent / "aside")
+    assert run().returncode == 0
+    assert (docs / "evidence.md").read_text() == before
+    kept = docs / "evidence" / "runs" / "final" / "first" / "replay" / "seed-1.json"
+    held = kept.read_text()
+    kept.unlink()
+    refused = run()
+    assert "replay (order first, seed 1)" in refused.stderr
+    assert (docs / "evidence.md").read_text() == before
+    (docs / "evidence.md").write_text(before + "<!-- table: later-methods -->\n<!-- end -->\n")
+    (docs / "evidence" / "methods" / "comparison.json").write_text(
+        (docs / "evidence" / "methods" / "comparison.json").read_text().replace('"ewc"', '"osf"')
+    )
+    assert run("--parts", "methods", "--prefix", "later-").returncode == 0
+    page = (docs / "evidence.md").read_text()
+    assert page.startswith(before)
+    later = page.split("<!-- table: later-methods -->")[1]
+    assert "| ewc | 1 |" in later
+    assert "`gem`" in later.split("Not run: ")[1]
+    assert "`osf`" not in later
+    (docs / "evidence.md").write_text(before)
+    kept.write_text(held)
+    write_json(out / "data" / "manifest.json", json.loads(rows) | {"tokens": 7})
+    assert "other rows" in run().stderr
+    shutil.rmtree(out)
+    aside.rename(out)
+
+
+def test_a_sweep_elsewhere_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its comparison.json tells the rates that were tried, and those that failed."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "stream"))
+    run = importlib.import_module("run")
+    figures = {"accuracy": {"figures": {"last_performance": {"value": 0.7}}}}
+    held = {"methods": {"replay-0.0001": figures}, "failed": [{"method": "ewc-0.0003", "seed": 100, "error": "no"}]}
+    write_json(tmp_path / "comparison.json", {"orders": {"first": held}})
+    asked: list[set[str]] = []
+    monkeypatch.setattr(run, "plans_of", lambda *given: iter([None]))
+    monkeypatch.setattr(run, "live", lambda plan, options, names: asked.append(names) or [])
+    options = argparse.Namespace(swept=tmp_path / "comparison.json", output=tmp_path)
+    settings = {"kind": "required", "settings": {}}
+    content = {"grid": [1e-4, 3e-4], "methods": {"replay": settings | {"grid": [1e-4]}, "ewc": settings}}
+    assert run.sweep(options, content, ["replay", "ewc"]) == {"replay": 1e-4}
+    assert asked == [{"ewc-0.0001"}]
+    told = json.loads((tmp_path / "chosen.json").read_text())["last_on_validation"]
+    assert told == {"replay": {"0.0001": 0.7}, "ewc": {"0.0003": None}}
 
 
 def test_the_page_is_written_from_results(tmp_path: Path) -> None:
@@ -130,6 +188,7 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert {path.name for path in (docs / "evidence" / "final").iterdir()} == {
         "comparison.json", "comparison.md", "comparison.png",
     }  # fmt: skip
+    runs_that_are_kept(out, docs, line)
     write_json(out / "data" / "manifest.json", {"tasks": {task: {"test": {"rows": 11}} for task in TASKS}})
     assert "measured on 40 pairs, but there are 44" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT,
                                                                       timeout=120).stderr  # fmt: skip
