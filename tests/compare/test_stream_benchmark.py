@@ -78,7 +78,7 @@ def runs_that_are_kept(out: Path, docs: Path, line: list[str]) -> None:
     kept = docs / "evidence" / "runs" / "final" / "first" / "replay" / "seed-1.json"
     held = kept.read_text()
     kept.unlink()
-    refused = run()
+    refused = run("--parts", "final")
     assert "replay (order first, seed 1)" in refused.stderr
     assert (docs / "evidence.md").read_text() == before
     (docs / "evidence.md").write_text(before + "<!-- table: later-methods -->\n<!-- end -->\n")
