@@ -47,6 +47,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
     if options.max_steps:
         content["common"]["training"]["max_steps"] = options.max_steps
+    if options.dtype:
+        content["common"]["model_init_kwargs"]["dtype"] = options.dtype
     return content
 
 
@@ -166,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time, each with its part of the cores")
     parser.add_argument("--swept", type=Path, default=None, help="comparison.json of a sweep that was made elsewhere")
+    parser.add_argument("--dtype", default=None, help="of the base; float32 where a processor has no fast bfloat16")
     parser.add_argument("--max-steps", type=int, default=None, help="cut each task's training, to try the script")
     add_sizes(parser)
     options = parser.parse_args()
