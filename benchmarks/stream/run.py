@@ -12,8 +12,8 @@ was killed goes on from its last checkpoint. The stages:
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
 writes it, `<stage>-pooled/` one of methods that learn the rows of all tasks together, and `chosen.json` says which
-rates, and which of our candidates, were taken and why. `--swept FILE` takes the rates that a sweep elsewhere has tried
-from its comparison.json, and runs those alone that are missing there.
+rates, and which of our candidates, were taken and why. `--swept FILE ...` takes the rates that sweeps elsewhere have
+tried from their comparison.json, and runs those alone that are missing there.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def sweep(options: argparse.Namespace, content: dict[str, Any], asked: list[str]
     ended: dict[str, dict[float, float | None]] = {}
     labels = {f"{name}-{rate:g}": (name, rate) for name in known for rate in grid_of(content, name)}
     methods = {label: rated(known[name], rate) for label, (name, rate) in labels.items()}
-    elsewhere = {} if options.swept is None else swept_elsewhere(options.swept)
+    elsewhere = {label: last for file in options.swept for label, last in swept_elsewhere(file).items()}
     for label, last in elsewhere.items():
         if label in labels:
             name, rate = labels[label]
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=None, help="only these (default: all of methods.yaml)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time, each with its part of the cores")
-    parser.add_argument("--swept", type=Path, default=None, help="comparison.json of a sweep that was made elsewhere")
+    parser.add_argument("--swept", nargs="+", type=Path, default=[], help="comparison.json of sweeps made elsewhere")
     parser.add_argument("--dtype", default=None, help="of the base; float32 where a processor has no fast bfloat16")
     parser.add_argument("--max-steps", type=int, default=None, help="cut each task's training, to try the script")
     add_sizes(parser)

@@ -101,16 +101,18 @@ def runs_that_are_kept(out: Path, docs: Path, line: list[str]) -> None:
 
 
 def test_a_sweep_elsewhere_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its comparison.json tells the rates that were tried, and those that failed."""
+    """Its comparison.json tells the rates that were tried, and those that failed; there may be several."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "stream"))
     run = importlib.import_module("run")
     figures = {"accuracy": {"figures": {"last_performance": {"value": 0.7}}}}
-    held = {"methods": {"replay-0.0001": figures}, "failed": [{"method": "ewc-0.0003", "seed": 100, "error": "no"}]}
-    write_json(tmp_path / "comparison.json", {"orders": {"first": held}})
+    failure = {"method": "ewc-0.0003", "seed": 100, "error": "no"}
+    files = [tmp_path / "here.json", tmp_path / "there.json"]
+    write_json(files[0], {"orders": {"first": {"methods": {"replay-0.0001": figures}, "failed": []}}})
+    write_json(files[1], {"orders": {"first": {"methods": {}, "failed": [failure]}}})
     asked: list[set[str]] = []
     monkeypatch.setattr(run, "plans_of", lambda *given: iter([None]))
     monkeypatch.setattr(run, "live", lambda plan, options, names: asked.append(names) or [])
-    options = argparse.Namespace(swept=tmp_path / "comparison.json", output=tmp_path)
+    options = argparse.Namespace(swept=files, output=tmp_path)
     settings = {"kind": "required", "settings": {}}
     content = {"grid": [1e-4, 3e-4], "methods": {"replay": settings | {"grid": [1e-4]}, "ewc": settings}}
     assert run.sweep(options, content, ["replay", "ewc"]) == {"replay": 1e-4}
