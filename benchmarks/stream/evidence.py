@@ -14,7 +14,8 @@ between the lines `<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.m
 
 Methods that were not run are named under each table. A part of its own, `tasks`, tells what became of each
 task in each order. With `--prefix later-` the parts are `later-sweep` and so on, for runs of another machine, and what
-the part without the prefix holds is not named as missing. A table is not written where runs that it tells are gone.
+the part without the prefix holds is not named as missing. With `--against METHOD` differences are to it instead. A
+table is not written where runs that it tells are gone.
 """
 
 import argparse
@@ -105,9 +106,9 @@ def part_plan(output: Path, methods: Sequence[str], results: Results, against: s
 
 
 def parts_of(
-    output: Path, runs: Path, content: Mapping[str, Any], data: Mapping[str, Any]
+    output: Path, runs: Path, content: Mapping[str, Any], data: Mapping[str, Any], against: str | None = None
 ) -> dict[str, tuple[list[str], Results, str]]:
-    """By part: its methods, its results, and the method that the others are compared to."""
+    """By part: its methods, its results, and the method that the others are compared to (ours, or `against`)."""
     known = list(content["methods"])
     files = [file for file in (output / "chosen.json", runs / "chosen.json") if file.is_file()]
     chosen = read_json(files[0]) if files else {}
@@ -123,15 +124,17 @@ def parts_of(
         for stage in STAGES
     }
     rated = [f"{name}-{rate:g}" for name in known for rate in grid_of(content, name)]
-    best = f"{ours}-{chosen['chosen'][ours]:g}"
+    against = against or ours
+    rate = chosen["chosen"].get(against)
+    best = against if rate is None else f"{against}-{rate:g}"
     first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
     alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]
     ran = [n for n in known if content["methods"][n]["kind"] == "required" or n == ours]
     return {
         "sweep": (rated, stages["sweep"], best),
-        "final": (ran, stages["final"], ours),
-        "orders": ([n for n in ran if not content["methods"][n].get("pooled", False)], stages["orders"], ours),
-        "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, ours),
+        "final": (ran, stages["final"], against),
+        "orders": ([n for n in ran if not content["methods"][n].get("pooled", False)], stages["orders"], against),
+        "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, against),
     }
 
 
@@ -199,13 +202,14 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--parts", nargs="+", default=[*PARTS, "tasks"], choices=[*PARTS, "tasks"])
     parser.add_argument("--prefix", default="", help="before the parts' names")
-    options = parser.parse_args()
     content = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
+    parser.add_argument("--against", choices=list(content["methods"]), help="differences to it (default: to ours)")
+    options = parser.parse_args()
     file, evidence = options.docs / "evidence.md", options.docs / "evidence"
     page = file.read_text(encoding="utf-8")
     manifest, known = options.output / "data" / "manifest.json", evidence / "rows.json"
     rows = read_json(manifest if manifest.is_file() else known)
-    parts = parts_of(options.output, evidence / "runs", content, rows["tasks"])
+    parts = parts_of(options.output, evidence / "runs", content, rows["tasks"], options.against)
     if known.is_file() and read_json(known) != rows:
         raise SystemExit(f"The runs in {options.output} learnt other rows than {known} tells: their "
                          "tables would not go together. Give another --docs.")  # fmt: skip

@@ -13,7 +13,8 @@ was killed goes on from its last checkpoint. The stages:
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
 writes it, `<stage>-pooled/` one of methods that learn the rows of all tasks together, and `chosen.json` says which
 rates, and which of our candidates, were taken and why. `--swept FILE ...` takes the rates that sweeps elsewhere have
-tried from their comparison.json, and runs those alone that are missing there.
+tried from their comparison.json (of two that tell the same, the later one's), and runs those alone that are missing
+there.
 """
 
 import argparse

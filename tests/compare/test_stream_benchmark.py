@@ -14,7 +14,7 @@ import pytest
 import yaml
 from support.tiny import preference_rows, write_jsonl
 
-from hf_lifealign._files import write_json
+from hf_lifealign._files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ("truthful", "safe", "harmless", "helpful")
@@ -85,7 +85,9 @@ def runs_that_are_kept(out: Path, docs: Path, line: list[str]) -> None:
     (docs / "evidence" / "methods" / "comparison.json").write_text(
         (docs / "evidence" / "methods" / "comparison.json").read_text().replace('"ewc"', '"osf"')
     )
-    assert run("--parts", "methods", "--prefix", "later-").returncode == 0
+    assert "invalid choice" in run("--against", "replays").stderr
+    assert run("--parts", "methods", "--prefix", "later-", "--against", "ewc").returncode == 0
+    assert read_json(docs / "evidence" / "later-methods" / "comparison.json")["against"] == "ewc"
     page = (docs / "evidence.md").read_text()
     assert page.startswith(before)
     later = page.split("<!-- table: later-methods -->")[1]
