@@ -65,7 +65,7 @@ def comparison_figure(orders: Mapping[str, Found], against: str) -> "Drawing":
         ax.set_yticks(range(rows), [shorten(m, _LONGEST) for m in methods] if k == 0 else [""] * rows)
         ax.tick_params(axis="y", length=0)
         ax.set_title(TITLES[name], fontsize=9, color=INK, loc="left")
-        ax.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])  # not 2.5: its labels are too long to stand apart
+        ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])  # not 2.5: its labels are too long to stand apart
         ax.grid(axis="x", color=FAINT, lw=0.5)
         ax.set_axisbelow(True)
     if len(orders) > 1:
