@@ -9,7 +9,7 @@ between the lines `<!-- table: <part> -->` and `<!-- end -->` of DOCS/evidence.m
 
 - `sweep`: each method at each learning rate, on validation rows, one seed;
 - `final`: the required methods and ours, first order, on test rows;
-- `orders`: those of them that have an order, the other orders;
+- `orders`: those of them that have an order, and what else was run, the other orders;
 - `methods`: every method, first order, the first seed alone.
 
 Methods that were not run are named under each table. A part of its own, `tasks`, tells what became of each
@@ -130,10 +130,12 @@ def parts_of(
     first = min((result["seed"] for result in stages["final"] + stages["baselines"]), default=0)
     alone = [r for r in stages["final"] + stages["baselines"] if r["seed"] == first]
     ran = [n for n in known if content["methods"][n]["kind"] == "required" or n == ours]
+    named = {result["method"] for result in stages["orders"]}
+    ordered = [n for n in known if n in named or (n in ran and not content["methods"][n].get("pooled", False))]
     return {
         "sweep": (rated, stages["sweep"], best),
         "final": (ran, stages["final"], against),
-        "orders": ([n for n in ran if not content["methods"][n].get("pooled", False)], stages["orders"], against),
+        "orders": (ordered, stages["orders"], against),
         "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, against),
     }
 

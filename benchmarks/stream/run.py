@@ -7,7 +7,7 @@ was killed goes on from its last checkpoint. The stages:
 
 - `sweep`: each method with each learning rate of the grid, first order, a seed of its own; measured on validation rows.
 - `final`: each required method and ours with its best rate, first order, three seeds; test rows.
-- `orders`: the required methods that have an order, and ours, on the other orders.
+- `orders`: the required methods that have an order, ours, and those named by --methods, on the other orders.
 - `baselines`: the other methods with their best rate, first order, one seed.
 
 Everything goes to --output (benchmarks/results/stream by default): `<stage>/` is a comparison as `lifealign compare`
@@ -160,6 +160,20 @@ def prepared(options: argparse.Namespace) -> None:
         write_text(file.parent / POOLED / f"{part}.jsonl", rows)
 
 
+def stages_of(
+    best: dict[str, Any], named: list[str], seeds: list[int]
+) -> dict[str, tuple[dict[str, Any], list[str], list[int]]]:
+    """By stage after the sweep: its methods of those that have a rate, its orders, and its seeds."""
+    final = {n: m for n, m in best.items() if m["kind"] in ("required", "ours")}
+    ordered = {n: m for n, m in best.items() if not m.get("pooled", False) and (n in final or n in named)}
+    baselines = {n: m for n, m in best.items() if m["kind"] == "baseline"}
+    return {
+        "final": (final, ["first"], seeds),
+        "orders": (ordered, ["reverse", "mixed"], seeds),
+        "baselines": (baselines, ["first"], seeds[:1]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of preference tasks")
@@ -176,15 +190,9 @@ def main() -> None:
     content = settings_of(options)
     prepared(options)
     asked = options.methods or list(content["methods"])
-    kinds = {name: method["kind"] for name, method in content["methods"].items()}
     chosen = sweep(options, content, asked if "sweep" in options.stage else [])
     best = {name: rated(content["methods"][name], rate) for name, rate in chosen.items()}
-    final = {n: m for n, m in best.items() if kinds[n] in ("required", "ours")}
-    wanted = {
-        "final": (final, ["first"], options.seeds),
-        "orders": ({n: m for n, m in final.items() if not m.get("pooled", False)}, ["reverse", "mixed"], options.seeds),
-        "baselines": ({n: m for n, m in best.items() if kinds[n] == "baseline"}, ["first"], options.seeds[:1]),
-    }  # fmt: skip
+    wanted = stages_of(best, options.methods or [], options.seeds)
     swept = read_json(options.output / "chosen.json")["chosen"]
     unswept = ", ".join(name for name in asked if name not in swept)
     for stage in (stage for stage in options.stage if stage in wanted):

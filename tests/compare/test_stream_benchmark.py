@@ -123,6 +123,20 @@ def test_a_sweep_elsewhere_is_not_run_again(tmp_path: Path, monkeypatch: pytest.
     assert told == {"replay": {"0.0001": 0.7}, "ewc": {"0.0003": None}}
 
 
+def test_other_orders_are_for_what_is_required_and_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "stream")
+    run = importlib.import_module("run")
+    methods = yaml.safe_load((ROOT / "benchmarks" / "stream" / "methods.yaml").read_text())["methods"]
+    best = {name: methods[name] for name in ("replay", "routed_memory", "joint", "ewc", "gem")}
+    stages = run.stages_of(best, [], [0, 1])
+    assert {stage: set(told[0]) for stage, told in stages.items()} == {
+        "final": {"replay", "routed_memory", "joint"}, "orders": {"replay", "routed_memory"},
+        "baselines": {"ewc", "gem"},
+    }  # fmt: skip
+    assert [told[2] for told in stages.values()] == [[0, 1], [0, 1], [0]]
+    assert set(run.stages_of(best, ["gem"], [0])["orders"][0]) == {"replay", "routed_memory", "gem"}
+
+
 def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     """Its tables say what was measured, against ours, and what was not run."""
     out, docs = tmp_path / "results", tmp_path / "docs"
@@ -176,7 +190,7 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert "old" not in final
     assert "Not run yet" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
     assert "Only one order" in ends
-    for name, won in (("replay", 0.6), ("routed_memory", 0.7)):
+    for name, won in (("replay", 0.6), ("routed_memory", 0.7), ("ewc", 0.5)):
         folder = out / "orders" / "reverse" / name / "seed-0"
         told = result(name, 0, won, "reverse")
         # helpful is the first task there, and the others are won by both
@@ -184,7 +198,9 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
         write_json(folder / "result.json", told | {"tasks": list(reversed(TASKS))})
     again = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert again.returncode == 0, again.stderr
-    ends = (docs / "evidence.md").read_text().split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
+    page = (docs / "evidence.md").read_text()
+    assert "| ewc | 1 |" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
+    ends = page.split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
     assert "| reverse | replay | 1 | 1.000 | 1.000 (+0.400) | 1.000 (+0.400) | 0.600 (+0.000) |" in ends
     # .5 against .8 in the first order, in the reverse .6 against .7 of helpful alone
     cells = next(line for line in ends.splitlines() if line.startswith("| replay | 3 |")).split(" | ")
