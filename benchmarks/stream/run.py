@@ -39,6 +39,7 @@ ORDERS = {
     "reverse": ["helpful", "harmless", "safe", "truthful"],
     "mixed": ["harmless", "truthful", "helpful", "safe"],
 }
+OTHERS = [order for order in ORDERS if order != "first"]
 SWEEP_SEED, SEEDS = 100, [0, 1, 2]
 POOLED = "pooled"
 
@@ -161,7 +162,7 @@ def prepared(options: argparse.Namespace) -> None:
 
 
 def stages_of(
-    best: dict[str, Any], named: list[str], seeds: list[int]
+    best: dict[str, Any], named: list[str], seeds: list[int], others: list[str] = OTHERS
 ) -> dict[str, tuple[dict[str, Any], list[str], list[int]]]:
     """By stage after the sweep: its methods of those that have a rate, its orders, and its seeds."""
     final = {n: m for n, m in best.items() if m["kind"] in ("required", "ours")}
@@ -169,7 +170,7 @@ def stages_of(
     baselines = {n: m for n, m in best.items() if m["kind"] == "baseline"}
     return {
         "final": (final, ["first"], seeds),
-        "orders": (ordered, ["reverse", "mixed"], seeds),
+        "orders": (ordered, others, seeds),
         "baselines": (baselines, ["first"], seeds[:1]),
     }
 
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--methods", nargs="+", default=None, help="only these (default: all of methods.yaml)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the final stages")
+    parser.add_argument("--orders", nargs="+", default=OTHERS, choices=OTHERS, help="of the stage orders")
     parser.add_argument("--jobs", type=int, default=1, help="lives at a time, each with its part of the cores")
     parser.add_argument("--swept", nargs="+", type=Path, default=[], help="comparison.json of sweeps made elsewhere")
     parser.add_argument("--dtype", default=None, help="of the base; float32 where a processor has no fast bfloat16")
@@ -192,7 +194,7 @@ def main() -> None:
     asked = options.methods or list(content["methods"])
     chosen = sweep(options, content, asked if "sweep" in options.stage else [])
     best = {name: rated(content["methods"][name], rate) for name, rate in chosen.items()}
-    wanted = stages_of(best, options.methods or [], options.seeds)
+    wanted = stages_of(best, options.methods or [], options.seeds, options.orders)
     swept = read_json(options.output / "chosen.json")["chosen"]
     unswept = ", ".join(name for name in asked if name not in swept)
     for stage in (stage for stage in options.stage if stage in wanted):

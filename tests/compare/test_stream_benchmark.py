@@ -134,7 +134,9 @@ def test_other_orders_are_for_what_is_required_and_what_is_named(monkeypatch: py
         "baselines": {"ewc", "gem"},
     }  # fmt: skip
     assert [told[2] for told in stages.values()] == [[0, 1], [0, 1], [0]]
+    assert stages["orders"][1] == ["reverse", "mixed"]
     assert set(run.stages_of(best, ["gem"], [0])["orders"][0]) == {"replay", "routed_memory", "gem"}
+    assert run.stages_of(best, [], [0], ["mixed"])["orders"][1] == ["mixed"]
 
 
 def test_the_page_is_written_from_results(tmp_path: Path) -> None:
