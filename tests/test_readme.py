@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from support.life import tiny_life
 from support.tiny import preference_rows, tiny_model, write_jsonl
 
+from hf_lifealign.compare.figures import Margins, compared
 from hf_lifealign.lifelong.adapters import default_adapter_type
 from hf_lifealign.strategies import resolve_strategies
 
@@ -167,6 +169,29 @@ def test_the_table_of_methods_is_what_was_measured() -> None:
         assert max(known, key=lambda method: known[method]["value"]) == "lifealign"
         assert max(figure["low"] for figure in known.values()) < min(figure["high"] for figure in known.values())
         assert all((figure["high"] - figure["low"]) / 2 == pytest.approx(0.03, abs=0.005) for figure in known.values())
+
+
+def test_what_it_tells_of_gem_was_measured() -> None:
+    """From the runs themselves, pair by pair."""
+    told = re.search(
+        r"one seed GEM was ahead of it in BWT, by (\S+) \[(\S+), (\S+)\], in (\S+) times the time",
+        " ".join(README.split()),
+    )
+    assert told
+    runs = {}
+    for method, stage in (("lifealign", "final"), ("gem", "baselines")):
+        file = ROOT / "docs" / "evidence" / "runs" / stage / "first" / method / "seed-0.json"
+        runs[method] = json.loads(file.read_text())
+    margins: dict[str, dict[int, Margins]] = {
+        method: {0: [[np.array(pairs) for pairs in row] for row in run["margins"]]} for method, run in runs.items()
+    }
+    difference = compared(margins, "lifealign")["gem"]["differences"]["bwt"]
+    assert difference is not None
+    assert float(told.group(1)) == pytest.approx(difference.value, abs=5e-4)
+    assert float(told.group(2)) == pytest.approx(difference.low, abs=3e-3)
+    assert float(told.group(3)) == pytest.approx(difference.high, abs=3e-3)
+    seconds = [runs[method]["seconds"]["training"] for method in ("gem", "lifealign")]
+    assert float(told.group(4)) == pytest.approx(seconds[0] / seconds[1], abs=0.05)
 
 
 def test_what_it_tells_of_other_orders_was_measured() -> None:
