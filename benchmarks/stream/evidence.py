@@ -137,6 +137,7 @@ def parts_of(
         "final": (ran, stages["final"], against),
         "orders": (ordered, stages["orders"], against),
         "methods": ([n for n in known if content["methods"][n]["kind"] != "ours" or n == ours], alone, against),
+        "tasks": (known, [*stages["final"], *stages["baselines"], *stages["orders"]], against),
     }
 
 
@@ -224,10 +225,10 @@ def main() -> None:
         page = page if told is None else filled(page, name, told)
         print(f"{name}: {len(parts[part][1])} runs", flush=True)
     if "tasks" in options.parts:
-        for part in ("final", "orders"):
+        for part in ("final", "orders", "methods"):
             refuse_losses(evidence / f"{options.prefix}{part}" / "comparison.json", parts[part][1])
-        lived = [result for part in ("final", "orders") for result in parts[part][1]]
-        ends = [ends_table(lived), over_orders(lived, parts["final"][2])] if lived else ["Not run yet."]
+        _, lived, against = parts["tasks"]
+        ends = [ends_table(lived), over_orders(lived, against)] if lived else ["Not run yet."]
         page = filled(page, f"{options.prefix}tasks", "\n\n".join(ends))
     write_text(file, page)
     print(file)

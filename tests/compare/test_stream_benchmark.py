@@ -204,6 +204,7 @@ def test_the_page_is_written_from_results(tmp_path: Path) -> None:
     assert "| ewc | 1 |" in page.split("<!-- table: orders -->")[1].split("<!-- end -->")[0]
     ends = page.split("<!-- table: tasks -->")[1].split("<!-- end -->")[0]
     assert "| reverse | replay | 1 | 1.000 | 1.000 (+0.400) | 1.000 (+0.400) | 0.600 (+0.000) |" in ends
+    assert "| first | ewc | 1 | 0.400 (+0.000) |" in ends
     # .5 against .8 in the first order, in the reverse .6 against .7 of helpful alone
     cells = next(line for line in ends.splitlines() if line.startswith("| replay | 3 |")).split(" | ")
     assert [cell.split(" [")[0] for cell in cells[2:]] == ["-0.150", "-0.150", "-0.150", "-0.200", "-0.163"]
